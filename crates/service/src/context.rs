@@ -1,0 +1,176 @@
+//! What a running daemon is handed: its state directory, its tasks, its metrics, and the word to stop.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use drover_config::SecurityConfig;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use crate::address_book::{self, Entry};
+use crate::channel::{Target, connect};
+use crate::process::{self, ProcessId};
+use crate::state_dir::StateDir;
+use crate::tracked::Tasks;
+
+/// Where a daemon's parts register their metrics.
+pub type SharedRegistry = Arc<Mutex<Registry>>;
+
+/// Handed to a daemon and to everything it starts. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    instance: String,
+    shutdown: CancellationToken,
+    tasks: Tasks,
+    state: StateDir,
+    registry: SharedRegistry,
+    refused: Counter,
+    allowed_uids: Arc<BTreeSet<u32>>,
+    explicit_listen: Option<SocketAddr>,
+    failure: Mutex<Option<anyhow::Error>>,
+    entry: Mutex<Option<Entry>>,
+}
+
+impl Context {
+    pub(crate) fn new(
+        instance: String,
+        state: StateDir,
+        security: &SecurityConfig,
+        explicit_listen: Option<SocketAddr>,
+    ) -> Self {
+        let mut registry = Registry::with_prefix("drover");
+        let refused = Counter::default();
+        registry.register("refused_connections", "Connections of users that are not allowed", refused.clone());
+        let mut allowed_uids: BTreeSet<u32> = security.allow_uids.iter().copied().collect();
+        allowed_uids.insert(rustix::process::geteuid().as_raw());
+        Self {
+            inner: Arc::new(Inner {
+                instance,
+                shutdown: CancellationToken::new(),
+                tasks: Tasks::default(),
+                state,
+                registry: Arc::new(Mutex::new(registry)),
+                refused,
+                allowed_uids: Arc::new(allowed_uids),
+                explicit_listen,
+                failure: Mutex::new(None),
+                entry: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// A context for tests: its own state directory, no signals.
+    pub fn for_test(name: &'static str, state_dir: &Path) -> Self {
+        Self::for_test_with(name, state_dir, &SecurityConfig::default())
+    }
+
+    /// A context for tests of who may connect.
+    pub fn for_test_with(name: &'static str, state_dir: &Path, security: &SecurityConfig) -> Self {
+        crate::daemon::install_crypto();
+        let state = StateDir::open(state_dir).unwrap_or_else(|error| panic!("{error}"));
+        Self::new(name.to_owned(), state, security, None)
+    }
+
+    /// Name of this daemon in the address book: `router`, or `worker-<swarm>-<index>`.
+    pub fn instance(&self) -> &str {
+        &self.inner.instance
+    }
+
+    /// Cancelled when the daemon is to end: streams end, loops leave, stores flush.
+    pub fn shutdown(&self) -> &CancellationToken {
+        &self.inner.shutdown
+    }
+
+    /// Runs a task that the shutdown waits for. A panic in it ends the daemon with an error.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let ctx = self.clone();
+        self.inner.tasks.spawn(name, task, move |name| ctx.fail(anyhow::anyhow!("task {name} panicked")));
+    }
+
+    /// A part cannot go on: the daemon shuts down and exits with 1. The first reason is kept.
+    pub fn fail(&self, why: anyhow::Error) {
+        error!(error = format!("{why:#}"), "cannot go on");
+        self.inner.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        self.inner.shutdown.cancel();
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> &StateDir {
+        &self.inner.state
+    }
+
+    /// Where metrics are registered.
+    pub fn registry(&self) -> SharedRegistry {
+        Arc::clone(&self.inner.registry)
+    }
+
+    /// `--listen`, when it was given.
+    pub fn explicit_listen(&self) -> Option<SocketAddr> {
+        self.inner.explicit_listen
+    }
+
+    /// A channel to another daemon of this instance. It connects when first used, and looks the daemon up in the address
+    /// book at every connect, so a restart on another port is followed.
+    pub fn channel(&self, peer: &'static str) -> tonic::transport::Channel {
+        connect(Target::Daemon { state: self.state().clone(), name: peer.to_owned() })
+    }
+
+    /// Adds the address of the JSON-line control plane to this daemon's entry in the address book.
+    pub fn publish_control(&self, addr: SocketAddr) -> std::io::Result<()> {
+        self.update_entry(|entry| entry.control = Some(addr.to_string()))
+    }
+
+    pub(crate) fn publish_listen(&self, addr: SocketAddr) -> std::io::Result<()> {
+        self.update_entry(|entry| entry.listen = addr.to_string())
+    }
+
+    fn update_entry(&self, change: impl FnOnce(&mut Entry)) -> std::io::Result<()> {
+        let mut slot = self.inner.entry.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = slot.get_or_insert_with(|| {
+            let me = ProcessId::current();
+            Entry {
+                name: self.inner.instance.clone(),
+                pid: me.pid,
+                start_time: me.start_time,
+                host: process::hostname(),
+                version: drover_types::VERSION.to_owned(),
+                listen: String::new(),
+                control: None,
+                uid: rustix::process::geteuid().as_raw(),
+            }
+        });
+        change(entry);
+        address_book::write(self.state(), entry)
+    }
+
+    pub(crate) fn unpublish(&self) {
+        if let Some(entry) = self.inner.entry.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            address_book::remove(self.state(), &entry);
+        }
+    }
+
+    pub(crate) fn allowed_uids(&self) -> Arc<BTreeSet<u32>> {
+        Arc::clone(&self.inner.allowed_uids)
+    }
+
+    pub(crate) fn refused_connections(&self) -> Counter {
+        self.inner.refused.clone()
+    }
+
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.inner.tasks
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<anyhow::Error> {
+        self.inner.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

@@ -1,0 +1,38 @@
+//! What all daemons share, once: arguments, configuration, telemetry, one port for gRPC and HTTP, who may connect,
+//! the address book, signals and shutdown.
+//!
+//! It knows nothing of what a daemon is for. A daemon implements [`Daemon`]; [`main`] does the rest:
+//!
+//! ```text
+//! arguments -> configuration -> telemetry -> state directory + lock -> Daemon::run(config, args, context)
+//!                                                                          bind, register, Server::serve
+//! SIGTERM/SIGINT -> context.shutdown() -> streams end, stores flush -> every tracked task ends -> exit 0
+//! ```
+
+pub mod address_book;
+mod channel;
+mod context;
+mod daemon;
+mod listener;
+pub mod peer;
+pub mod process;
+mod server;
+mod state_dir;
+mod telemetry;
+mod tracked;
+
+pub use channel::{Target, connect};
+pub use context::{Context, SharedRegistry};
+pub use daemon::{Daemon, ExitWith, NoArgs, main, main_from};
+pub use listener::{Listener, who_listens};
+pub use server::Server;
+pub use state_dir::{StateDir, StateDirError};
+pub use telemetry::{Telemetry, init as init_telemetry, remote_parent, traceparent};
+
+/// The largest gRPC message that daemons send each other. Above the largest prompt with its bundle.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Microseconds of Unix time.
+pub fn now_us() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_micros() as u64)
+}

@@ -1,0 +1,108 @@
+//! Listening sockets that let only allowed users in.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use prometheus_client::metrics::counter::Counter;
+use tokio::net::{TcpListener, TcpStream};
+use tracing::warn;
+
+use crate::context::Context;
+use crate::peer;
+use crate::process;
+
+/// A bound socket. Connections of users that are not allowed are closed before anybody reads from them.
+pub struct Listener {
+    inner: TcpListener,
+    addr: SocketAddr,
+    allowed: Arc<BTreeSet<u32>>,
+    refused: Counter,
+}
+
+impl Context {
+    /// Binds a socket. An address from the command line or the configuration must be free; a default that is taken is
+    /// replaced by a free port, which the address book then tells.
+    pub fn bind(
+        &self,
+        what: &'static str,
+        explicit: Option<SocketAddr>,
+        default: SocketAddr,
+    ) -> anyhow::Result<Listener> {
+        let wanted = explicit.unwrap_or(default);
+        if !wanted.ip().is_loopback() {
+            bail!("{what} cannot listen on {wanted}: it is not a loopback address, and connections are not encrypted yet");
+        }
+        let inner = match (std::net::TcpListener::bind(wanted), explicit) {
+            (Ok(socket), _) => socket,
+            (Err(error), None) if error.kind() == io::ErrorKind::AddrInUse => {
+                std::net::TcpListener::bind(SocketAddr::new(wanted.ip(), 0)).context("failed to bind a free port")?
+            }
+            (Err(error), _) if error.kind() == io::ErrorKind::AddrInUse => {
+                let holder = who_listens(wanted).unwrap_or_else(|| "another program".to_owned());
+                bail!("{what} cannot listen on {wanted}: {holder} already does; stop it or choose another address");
+            }
+            (Err(error), _) => return Err(error).with_context(|| format!("{what} failed to listen on {wanted}")),
+        };
+        inner.set_nonblocking(true)?;
+        let addr = inner.local_addr()?;
+        Ok(Listener {
+            inner: TcpListener::from_std(inner)?,
+            addr,
+            allowed: self.allowed_uids(),
+            refused: self.refused_connections(),
+        })
+    }
+}
+
+impl Listener {
+    /// The address it is bound to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The next connection of an allowed user.
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        loop {
+            let (stream, peer) = self.inner.accept().await?;
+            let Ok(local) = stream.local_addr() else { continue };
+            let looked_up = tokio::task::spawn_blocking(move || peer::uid_of_peer(local, peer)).await;
+            match looked_up.ok().flatten() {
+                Some(uid) if self.allowed.contains(&uid) => {
+                    // Answers are small and waited for.
+                    let _ = stream.set_nodelay(true);
+                    return Ok((stream, peer));
+                }
+                // Connected and gone again before we looked: a probe. Nobody waits for an answer.
+                None => {}
+                Some(uid) => {
+                    self.refused.inc();
+                    warn!(%peer, uid, listen = %self.addr, "refused a connection of another user; security.allow_uids lists who may connect");
+                }
+            }
+        }
+    }
+}
+
+/// Who listens on an address, in words: program, pid and user as far as we may know.
+pub fn who_listens(addr: SocketAddr) -> Option<String> {
+    let (uid, inode) = peer::listener_of(addr)?;
+    match pid_of_socket(inode) {
+        Some(pid) => Some(format!("{} (pid {pid})", process::program(pid).unwrap_or_else(|| "a program".to_owned()))),
+        None => Some(format!("a program of uid {uid}")),
+    }
+}
+
+fn pid_of_socket(inode: u64) -> Option<u32> {
+    let wanted = format!("socket:[{inode}]");
+    fs::read_dir("/proc").ok()?.filter_map(Result::ok).find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let held = fs::read_dir(entry.path().join("fd")).ok()?.filter_map(Result::ok);
+        held.filter_map(|fd| fs::read_link(fd.path()).ok())
+            .any(|target| target.as_os_str() == wanted.as_str())
+            .then_some(pid)
+    })
+}

@@ -1,0 +1,8 @@
+//! Fakes that are programs of their own, and what tests need around real programs.
+//!
+//! Nothing here is part of drover: only tests and tools depend on it. The fakes say that they are fakes wherever they
+//! can be asked. Everything listens on loopback only.
+
+pub mod codex;
+pub mod directive;
+pub mod mock_responses;
