@@ -1,6 +1,7 @@
 //! Durations and sizes as people write them: `30s`, `5m`, `64MiB`. A bare number is seconds, or bytes.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -58,15 +59,8 @@ impl HumanSize {
     }
 }
 
-const DURATION_UNITS: &[(&str, u64)] = &[
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("min", 60_000),
-    ("s", 1_000),
-    ("ms", 1),
-    ("", 1_000),
-];
+const DURATION_UNITS: &[(&str, u64)] =
+    &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("min", 60_000), ("s", 1_000), ("ms", 1), ("", 1_000)];
 const SIZE_UNITS: &[(&str, u64)] = &[
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
@@ -90,10 +84,11 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 fn print(value: u64, units: &[(&str, u64)]) -> String {
-    let (unit, factor) =
-        units.iter().filter(|(name, _)| !name.is_empty()).find(|(_, f)| value >= *f && value % f == 0).unwrap_or(
-            units.iter().rev().find(|(name, _)| !name.is_empty()).unwrap_or(&("", 1)),
-        );
+    let (unit, factor) = units
+        .iter()
+        .filter(|(name, _)| !name.is_empty())
+        .find(|(_, f)| value >= *f && value.is_multiple_of(*f))
+        .unwrap_or(units.iter().rev().find(|(name, _)| !name.is_empty()).unwrap_or(&("", 1)));
     format!("{}{unit}", value / factor)
 }
 
@@ -168,6 +163,14 @@ macro_rules! human_serde {
 
 human_serde!(HumanDuration, "a duration such as 30s");
 human_serde!(HumanSize, "a size such as 64MiB");
+
+/// Reads a socket address, and says what one looks like when it is none.
+pub(crate) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| {
+        serde::de::Error::custom(format_args!("invalid address {text:?}, expected one such as 127.0.0.1:7950"))
+    })
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,44 +1,91 @@
 //! The one configuration file: a section per daemon, defaults, validation, human durations. The only user of `serde_yaml`.
+//!
+//! A file is read into a tree that knows where everything stands, overrides from the environment are put into the tree,
+//! older names are brought up to date, and the typed sections are read from it. So every complaint names its place:
+//!
+//! ```text
+//! text -> tree -> + DROVER_... -> legacy names -> sections -> validate -> Config, warnings
+//! ```
+//!
+//! Not here: the command line, the state directory, and the meaning of the values.
 
+mod cluster;
 mod human;
+mod legacy;
+mod load;
+mod providers;
+mod read;
+mod reference;
+mod schema;
+mod secret;
 mod sections;
+mod swarm;
+mod tree;
+mod validate;
 
-pub use human::{HumanDuration, HumanError, HumanSize};
-pub use sections::{
-    AllocatorConfig, ClusterConfig, FollowerConfig, RouterConfig, SecurityConfig, TelemetryConfig, WorkerConfig,
+use std::collections::BTreeMap;
+
+pub use cluster::{
+    ClusterConfig, LaunchProvider, LocalBackend, ModelPricing, Profiles, SlurmBackend, SlurmDefaults, SshConfig,
 };
+pub use human::{HumanDuration, HumanError, HumanSize};
+pub use load::{Env, Fault, LoadError, Loaded, Source, load};
+pub use providers::{Backend, LaunchFieldConfig, ProviderConfig};
+pub use reference::reference;
+pub use schema::{Key, schema};
+pub use sections::{AllocatorConfig, FollowerConfig, RouterConfig, SecurityConfig, TelemetryConfig, WorkerConfig};
+pub use swarm::{
+    CostConfig, DiscoveryConfig, HandoffConfig, LimitsConfig, LoadMonitorConfig, NodeScalingConfig, ProviderSettings,
+    RpcConfig, SwarmConfig,
+};
+pub use validate::Problem;
 
-use serde::{Deserialize, Serialize};
+use schema::section;
 
-/// The whole file.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// The router and its JSON-line control plane.
-    pub router: RouterConfig,
-    /// The allocator.
-    pub allocator: AllocatorConfig,
-    /// The outbox follower.
-    pub follower: FollowerConfig,
-    /// The worker and its agent.
-    pub worker: WorkerConfig,
-    /// Where swarms run.
-    pub cluster: ClusterConfig,
-    /// Who may talk to the daemons.
-    pub security: SecurityConfig,
-    /// Traces.
-    pub telemetry: TelemetryConfig,
+section! {
+    /// The whole file.
+    pub struct Config {
+        /// The router and its JSON-line control plane.
+        pub router: RouterConfig = RouterConfig::default(),
+        /// The allocator.
+        pub allocator: AllocatorConfig = AllocatorConfig::default(),
+        /// The outbox follower.
+        pub follower: FollowerConfig = FollowerConfig::default(),
+        /// The worker and its agent.
+        pub worker: WorkerConfig = WorkerConfig::default(),
+        /// Where swarms run.
+        pub cluster: ClusterConfig = ClusterConfig::default(),
+        /// How the login host is reached, in the older shape.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub ssh: Option<SshConfig> = None,
+        /// What a launch that names nothing asks Slurm for, in the older shape.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub slurm: Option<SlurmDefaults> = None,
+        /// The catalogue of places to launch swarms on.
+        pub launch_providers: Vec<LaunchProvider> = Vec::new(),
+        /// What the tokens of a model cost, by model.
+        pub model_pricing: BTreeMap<String, ModelPricing> = BTreeMap::new(),
+        /// Who may talk to the daemons.
+        pub security: SecurityConfig = SecurityConfig::default(),
+        /// Traces.
+        pub telemetry: TelemetryConfig = TelemetryConfig::default(),
+        /// Membership, load monitoring and handoff.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub swarm: Option<SwarmConfig> = None,
+        /// Many prompts at once through a model provider.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub node_scaling: Option<NodeScalingConfig> = None,
+    }
 }
 
-// PROVISIONAL (lead): so that drover-service compiles until the real loader lands; replace.
-pub struct Loaded { pub config: Config, pub source: String, pub warnings: Vec<String> }
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct LoadError(pub String);
-pub fn load(explicit: Option<&std::path::Path>) -> Result<Loaded, LoadError> {
-    let Some(path) = explicit else { return Ok(Loaded { config: Config::default(), source: "built-in".into(), warnings: vec![] }) };
-    let text = std::fs::read_to_string(path).map_err(|e| LoadError(format!("{}: {e}", path.display())))?;
-    let config = serde_yaml::from_str(&text).map_err(|e| LoadError(format!("{}: {e}", path.display())))?;
-    Ok(Loaded { config, source: path.display().to_string(), warnings: vec![] })
+impl Config {
+    /// The configuration in effect as YAML, with secrets hidden. It loads again, as long as nothing was hidden.
+    pub fn dump(&self) -> String {
+        let shown = serde_yaml::to_string(self).map_err(|error| error.to_string()).and_then(|text| {
+            let mut root = tree::parse(&text).map_err(|error| error.message)?;
+            secret::mask(&mut root);
+            serde_yaml::to_string(&root).map_err(|error| error.to_string())
+        });
+        shown.unwrap_or_else(|error| format!("# the configuration cannot be shown: {error}\n"))
+    }
 }
-impl Config { pub fn dump(&self) -> String { serde_yaml::to_string(self).unwrap_or_default() } }

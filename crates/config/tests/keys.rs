@@ -1,0 +1,157 @@
+//! Every documented key acts: for each there is a test somewhere in the repository that fails when it does not.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The resolved catalogue is what the rest of the program sees of these; the snapshot shows each of them in it.
+const CATALOGUE: &str = "existing_files_load_unchanged_and_mean_one_thing";
+
+/// Key, and the test that shows what it does.
+const SHOWN_BY: &[(&str, &str)] = &[
+    ("router.listen", "every_daemon_listens_where_it_is_told"),
+    ("router.control_listen", "every_daemon_listens_where_it_is_told"),
+    ("router.max_line_bytes", "long_lines_and_slow_readers_are_cut_off_as_configured"),
+    ("router.subscriber_max_bytes", "long_lines_and_slow_readers_are_cut_off_as_configured"),
+    ("router.keep_events_for", "old_events_make_room_as_configured"),
+    ("router.keep_events", "old_events_make_room_as_configured"),
+    ("router.keep_ended_swarms_for", "a_swarm_that_ended_long_ago_is_forgotten_with_its_mailbox"),
+    ("router.launch_soft_timeout", "a_launch_goes_on_without_the_nodes_that_stay_away_and_gets_them_back"),
+    ("router.launch_hard_timeout", "a_launch_of_which_nothing_comes_up_fails_after_the_configured_time"),
+    ("router.graceful_terminate_timeout", "a_termination_waits_as_long_as_configured"),
+    ("allocator.listen", "every_daemon_listens_where_it_is_told"),
+    ("allocator.max_local_nodes", "what_cannot_be_launched_says_why_and_what_to_do"),
+    ("follower.listen", "every_daemon_listens_where_it_is_told"),
+    ("follower.hot_poll", "without_word_from_the_system_only_hot_nodes_are_polled"),
+    ("follower.cold_poll", "without_word_from_the_system_only_hot_nodes_are_polled"),
+    ("follower.segment_bytes", "agent_and_segments_are_as_configured"),
+    ("worker.listen", "every_daemon_listens_where_it_is_told"),
+    ("worker.agent", "agent_and_segments_are_as_configured"),
+    ("worker.codex_bin", "the_native_binary_is_found_behind_the_shim"),
+    ("worker.codex_args", "codex_is_started_as_configured"),
+    ("worker.agent_env", "codex_is_started_as_configured"),
+    ("worker.codex_home", "credentials_are_linked_and_settings_copied_in_private"),
+    ("worker.approval_policy", "a_command_runs_only_when_it_is_approved"),
+    ("worker.sandbox_mode", "a_patch_is_applied_only_when_it_is_approved"),
+    ("worker.auto_approve", "policy_approves_only_what_stays_inside"),
+    ("worker.approval_timeout", "orders_from_the_inbox_are_carried_out"),
+    ("worker.max_agent_restarts", "codex_is_started_as_configured"),
+    ("worker.max_restarts", "a_worker_that_always_fails_is_given_up_with_the_end_of_its_log"),
+    ("worker.restart_delay", "a_killed_worker_comes_back_as_the_next_generation_and_what_it_left_is_gone"),
+    ("worker.healthy_after", "a_worker_that_ran_long_enough_has_its_restarts_forgiven"),
+    ("worker.drain_grace", "sigterm_gives_the_turn_its_grace_then_interrupts_it_and_leaves_the_queue"),
+    ("worker.segment_bytes", "many_deltas_pass_whole_and_in_order_over_many_segments"),
+    ("worker.max_queue", "a_full_queue_refuses_with_a_reason_and_takes_no_place"),
+    ("cluster.backend", CATALOGUE),
+    ("cluster.workspace_root", "the_mailbox_is_the_flag_then_the_cluster_then_the_state_directory"),
+    ("cluster.cluster_subdir", "the_mailbox_is_the_flag_then_the_cluster_then_the_state_directory"),
+    ("cluster.hosts", "hosts_are_assigned_taken_released_and_free_again"),
+    ("cluster.local.workspace_root", CATALOGUE),
+    ("cluster.local.default_sandbox_mode", "a_launch_overrides_the_provider_and_wrong_words_are_refused"),
+    ("cluster.slurm.login_host", CATALOGUE),
+    ("cluster.slurm.workspace_root", CATALOGUE),
+    ("cluster.slurm.cluster_subdir", CATALOGUE),
+    ("cluster.slurm.partition", CATALOGUE),
+    ("cluster.slurm.time_limit", CATALOGUE),
+    ("cluster.slurm.account", CATALOGUE),
+    ("cluster.slurm.qos", CATALOGUE),
+    ("cluster.slurm.approval_policy", CATALOGUE),
+    ("cluster.slurm.profiles", CATALOGUE),
+    ("ssh.login_alias", CATALOGUE),
+    ("slurm.default_partition", CATALOGUE),
+    ("slurm.default_time", CATALOGUE),
+    ("slurm.default_account", CATALOGUE),
+    ("slurm.default_qos", CATALOGUE),
+    ("launch_providers[].id", CATALOGUE),
+    ("launch_providers[].label", CATALOGUE),
+    ("launch_providers[].backend", CATALOGUE),
+    ("launch_providers[].cluster_profile", CATALOGUE),
+    ("launch_providers[].defaults", "the_agent_is_the_one_named_closest_to_the_launch"),
+    ("launch_providers[].launch_fields", CATALOGUE),
+    ("security.allow_uids", "another_user_is_refused_unless_allowed"),
+    ("telemetry.otlp_endpoint", "traces_go_where_they_are_told"),
+];
+
+/// Sections that the reference page and a warning call read and checked, and not acted on.
+const LATER: &[&str] = &["swarm", "node_scaling", "model_pricing"];
+
+fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// The names of all test functions in a file: those with an attribute that ends in `test` above them.
+fn tests_of(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut marked = false;
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("#[") {
+            let name = line.trim_start_matches("#[").split(['(', ']']).next().unwrap_or_default();
+            marked |= name == "test" || name.ends_with("::test");
+        } else if let Some(rest) = line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn ")) {
+            if marked {
+                found.extend(rest.split('(').next());
+            }
+            marked = false;
+        } else if !line.starts_with("//") {
+            marked = false;
+        }
+    }
+    found
+}
+
+#[test]
+fn every_key_is_shown_to_act_by_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut files = Vec::new();
+    sources(&root.join("crates"), &mut files);
+    sources(&root.join("tests"), &mut files);
+    let mut tests: BTreeMap<String, Vec<(PathBuf, String)>> = BTreeMap::new();
+    for file in files.iter().filter(|file| !file.ends_with("config/tests/keys.rs")) {
+        let text = fs::read_to_string(file).unwrap();
+        for test in tests_of(&text) {
+            tests.entry(test.to_owned()).or_default().push((file.clone(), text.clone()));
+        }
+    }
+    let later = |path: &str| LATER.contains(&path.split('.').next().unwrap());
+    let keys: BTreeSet<String> =
+        drover_config::schema().into_iter().map(|key| key.path).filter(|path| !later(path)).collect();
+    let named: BTreeSet<String> = SHOWN_BY.iter().map(|(key, _)| (*key).to_owned()).collect();
+    assert_eq!(named.len(), SHOWN_BY.len(), "a key stands twice in the table");
+
+    let mut wrong: Vec<String> = keys.difference(&named).map(|key| format!("no test shows that {key} acts")).collect();
+    wrong.extend(named.difference(&keys).map(|key| format!("there is no key {key}")));
+    for (key, test) in SHOWN_BY {
+        match tests.get(*test) {
+            None => wrong.push(format!("{key}: there is no test {test}")),
+            Some(found) if *test != CATALOGUE => {
+                // In code it is the field, in a file the key, in the environment the name in capitals. A pure core has
+                // settings of its own, with names of its own.
+                let leaf = key.rsplit('.').next().unwrap();
+                let capitals = format!("__{}", leaf.to_ascii_uppercase());
+                let speaks = |(file, text): &(PathBuf, String)| {
+                    text.contains(leaf) || text.contains(&capitals) || file.iter().any(|part| part == "core")
+                };
+                if !found.iter().any(speaks) {
+                    wrong.push(format!("{key}: {test} does not speak of it"));
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{}\n{} in all", wrong.join("\n"), wrong.len());
+}
+
+#[test]
+fn only_functions_with_a_test_attribute_count() {
+    let text = "#[test]\nfn a() {}\nfn b() {}\n#[tokio::test(flavor = \"x\")]\n// why\nasync fn c() {}\n#[cfg(test)]\nfn d() {}\n";
+    assert_eq!(tests_of(text), ["a", "c"]);
+}
