@@ -38,8 +38,7 @@ pub struct Entry {
 impl Entry {
     /// Whether its process still runs. Of another host nothing is known, so that counts as running.
     pub fn is_alive(&self) -> bool {
-        self.host != process::hostname()
-            || process::is_alive(&ProcessId { pid: self.pid, start_time: self.start_time })
+        self.host != process::hostname() || process::is_alive(&ProcessId { pid: self.pid, start_time: self.start_time })
     }
 }
 
@@ -82,7 +81,8 @@ pub(crate) fn write(state: &StateDir, entry: &Entry) -> io::Result<()> {
 
 pub(crate) fn remove(state: &StateDir, entry: &Entry) {
     // Only our own entry: a successor may have written its own already.
-    if read_any(state, &entry.name).is_some_and(|found| found.pid == entry.pid && found.start_time == entry.start_time) {
+    if read_any(state, &entry.name).is_some_and(|found| found.pid == entry.pid && found.start_time == entry.start_time)
+    {
         let _ = fs::remove_file(path(state, &entry.name));
     }
 }

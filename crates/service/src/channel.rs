@@ -29,6 +29,10 @@ pub enum Target {
 
 /// How long one connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer with an open call that has said nothing for so long is asked whether it is still there.
+const ASK_AFTER: Duration = Duration::from_secs(5);
+/// A peer that does not even answer that for so long hangs: its calls fail, and people can be told.
+const SILENT: Duration = Duration::from_secs(10);
 /// Windows wide enough that one stream of events is not held up by acknowledgements.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -40,8 +44,8 @@ pub fn connect(target: Target) -> Channel {
         .connect_timeout(CONNECT_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(20))
+        .http2_keep_alive_interval(ASK_AFTER)
+        .keep_alive_timeout(SILENT)
         .connect_with_connector_lazy(service_fn(move |_: Uri| {
             let target = target.clone();
             async move {

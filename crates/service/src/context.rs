@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use drover_config::SecurityConfig;
 use prometheus_client::metrics::counter::Counter;
@@ -37,6 +37,7 @@ struct Inner {
     allowed_uids: Arc<BTreeSet<u32>>,
     explicit_listen: Option<SocketAddr>,
     failure: Mutex<Option<anyhow::Error>>,
+    config_file: OnceLock<PathBuf>,
     entry: Mutex<Option<Entry>>,
 }
 
@@ -63,6 +64,7 @@ impl Context {
                 allowed_uids: Arc::new(allowed_uids),
                 explicit_listen,
                 failure: Mutex::new(None),
+                config_file: OnceLock::new(),
                 entry: Mutex::new(None),
             }),
         }
@@ -111,6 +113,15 @@ impl Context {
     /// Where metrics are registered.
     pub fn registry(&self) -> SharedRegistry {
         Arc::clone(&self.inner.registry)
+    }
+
+    /// The configuration file in effect; `None` with the built-in one. What a child process gets as `DROVER_CONFIG`.
+    pub fn config_file(&self) -> Option<&Path> {
+        self.inner.config_file.get().map(PathBuf::as_path)
+    }
+
+    pub(crate) fn set_config_file(&self, path: &Path) {
+        let _ = self.inner.config_file.set(path.to_owned());
     }
 
     /// `--listen`, when it was given.

@@ -60,7 +60,7 @@ Environment:
   DROVER_LOG_FORMAT  text or json")]
 struct CommonArgs<A: clap::Args> {
     /// Configuration file (YAML or JSON). Without it: ./drover.yaml, the user's, the system's, the built-in one
-    #[arg(long, value_name = "FILE", env = "DROVER_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "DROVER_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
     /// Address for gRPC, /healthz and /metrics; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
@@ -165,6 +165,9 @@ async fn start<D: Daemon>(loaded: drover_config::Loaded, listen: Option<SocketAd
         }
     };
     let ctx = Context::new(instance, state, &config.security, listen);
+    if let Some(path) = loaded.source.path() {
+        ctx.set_config_file(path);
+    }
     info!(version = drover_types::VERSION, config = %loaded.source, pid = std::process::id(), "starting {}", D::NAME);
     let code = supervise::<D>(config, own, &ctx).await;
     ctx.unpublish();

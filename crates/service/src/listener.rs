@@ -15,6 +15,9 @@ use crate::context::Context;
 use crate::peer;
 use crate::process;
 
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
 /// A bound socket. Connections of users that are not allowed are closed before anybody reads from them.
 pub struct Listener {
     inner: TcpListener,
@@ -34,7 +37,9 @@ impl Context {
     ) -> anyhow::Result<Listener> {
         let wanted = explicit.unwrap_or(default);
         if !wanted.ip().is_loopback() {
-            bail!("{what} cannot listen on {wanted}: it is not a loopback address, and connections are not encrypted yet");
+            bail!(
+                "{what} cannot listen on {wanted}: it is not a loopback address, and connections are not encrypted yet"
+            );
         }
         let inner = match (std::net::TcpListener::bind(wanted), explicit) {
             (Ok(socket), _) => socket,
@@ -48,6 +53,8 @@ impl Context {
             (Err(error), _) => return Err(error).with_context(|| format!("{what} failed to listen on {wanted}")),
         };
         inner.set_nonblocking(true)?;
+        // Room for a burst: whoever finds none waits a second for the next try.
+        rustix::net::listen(&inner, BACKLOG)?;
         let addr = inner.local_addr()?;
         Ok(Listener {
             inner: TcpListener::from_std(inner)?,

@@ -103,22 +103,26 @@ impl Server {
 fn own_routes(ctx: &Context) -> axum::Router {
     let stopping = ctx.shutdown().clone();
     let healthz = move || {
-        let (status, text) =
-            if stopping.is_cancelled() { (StatusCode::SERVICE_UNAVAILABLE, "stopping\n") } else { (StatusCode::OK, "ok\n") };
+        let (status, text) = if stopping.is_cancelled() {
+            (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
+        } else {
+            (StatusCode::OK, "ok\n")
+        };
         async move { (status, text) }
     };
     let registry = ctx.registry();
     let metrics = move || {
         let mut text = String::new();
-        let encoded =
-            prometheus_client::encoding::text::encode(&mut text, &registry.lock().unwrap_or_else(PoisonError::into_inner));
+        let encoded = prometheus_client::encoding::text::encode(
+            &mut text,
+            &registry.lock().unwrap_or_else(PoisonError::into_inner),
+        );
         async move {
             match encoded {
-                Ok(()) => (
-                    [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-                    text,
-                )
-                    .into_response(),
+                Ok(()) => {
+                    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+                        .into_response()
+                }
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
             }
         }

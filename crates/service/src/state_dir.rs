@@ -44,12 +44,16 @@ pub struct StateDir {
 impl StateDir {
     /// The one that the environment names.
     pub fn from_env() -> Result<Self, StateDirError> {
+        Self::open(&Self::path_from_env()?)
+    }
+
+    /// Where the environment says it is; nothing is looked at or made.
+    pub fn path_from_env() -> Result<PathBuf, StateDirError> {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let path = set("DROVER_STATE_DIR")
+        set("DROVER_STATE_DIR")
             .or_else(|| set("XDG_STATE_HOME").map(|dir| dir.join("drover")))
             .or_else(|| set("HOME").map(|dir| dir.join(".local/state/drover")))
-            .ok_or(StateDirError::Nowhere)?;
-        Self::open(&path)
+            .ok_or(StateDirError::Nowhere)
     }
 
     /// Makes the directory when it is missing, and refuses one of another user.

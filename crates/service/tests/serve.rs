@@ -28,8 +28,11 @@ impl WorkerService for Quiet {
 }
 
 fn serve(ctx: &Context) -> std::net::SocketAddr {
-    let listener = ctx.bind("worker", None, "127.0.0.1:0".parse().unwrap()).unwrap();
-    Server::new(ctx).grpc(WorkerServiceServer::new(Quiet)).serve(listener).unwrap()
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let served = ctx
+        .bind("worker", None, any)
+        .and_then(|listener| Server::new(ctx).grpc(WorkerServiceServer::new(Quiet)).serve(listener));
+    served.unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 #[tokio::test]
@@ -111,7 +114,7 @@ fn ask_as(uid: u32, addr: std::net::SocketAddr) -> String {
     let output = Command::new("setpriv")
         .args(["--reuid", &uid, "--regid", &uid, "--clear-groups", "bash", "-c", &script])
         .output()
-        .unwrap();
+        .unwrap_or_else(|error| panic!("setpriv: {error}"));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -123,13 +126,12 @@ async fn another_user_gets_nothing_unless_allowed() {
     }
     let dir = tempfile::tempdir().unwrap();
     let addr = serve(&Context::for_test("worker", dir.path()));
-    let (mine, theirs) =
-        tokio::task::spawn_blocking(move || (ask_as(0, addr), ask_as(65534, addr))).await.unwrap();
+    let (mine, theirs) = tokio::task::spawn_blocking(move || (ask_as(0, addr), ask_as(65534, addr))).await.unwrap();
     assert!(mine.contains("200 OK"), "{mine}");
     assert_eq!(theirs, "", "not one byte for a stranger");
 
     let dir = tempfile::tempdir().unwrap();
-    let allowed = SecurityConfig { allow_uids: vec![65534], ..Default::default() };
+    let allowed = SecurityConfig { allow_uids: vec![65534] };
     let addr = serve(&Context::for_test_with("worker", dir.path(), &allowed));
     let theirs = tokio::task::spawn_blocking(move || ask_as(65534, addr)).await.unwrap();
     assert!(theirs.contains("200 OK"), "{theirs}");
