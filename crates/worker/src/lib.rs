@@ -1,3 +1,39 @@
 //! The worker: one per node, runs one agent and speaks to the rest of drover only through the mailbox.
+//!
+//! It knows its inbox, its outbox and its agent. It knows no other node, no router address and no scheduler: when every
+//! login-side daemon is down it goes on, and what it wrote is found later.
+//!
+//! ```text
+//! inbox/*.jsonl --inbox--> +-------+ --store--> journal/<gen>/  (what began, what ended; synced before it begins)
+//! agent events ----------> | core  | --store--> outbox/<gen>/   (everything the router gets to see)
+//! timers, SIGTERM, Drain -> +-------+ ---------> agent commands
+//! ```
+//!
+//! Who it is comes from whoever started it or, with `--static`, from the assignment of its host: see `static_host`.
+//!
+//! `core` decides and touches nothing; `shell` carries out what it decided, in order; `run` puts both together. An agent
+//! is anything behind the [`agent::Agent`] trait.
 
 pub mod agent;
+mod bundle;
+mod claim;
+pub mod codex;
+mod core;
+mod echo;
+mod grpc;
+mod inbox;
+mod journal;
+mod make;
+mod metrics;
+mod node;
+mod run;
+mod shell;
+mod spans;
+mod static_host;
+mod store;
+
+pub use claim::NodeError;
+pub use echo::{EchoAgent, LEDGER};
+pub use make::codex_settings;
+pub use run::{Worker, WorkerArgs};
+pub use static_host::HostError;

@@ -1,0 +1,101 @@
+//! The codex agent: drives the real `codex app-server` over its standard input and output.
+//!
+//! ```text
+//!  worker ──AgentCommand──▶ run.rs ◀──Effect/Input──▶ session.rs   decides; no clock, files or processes
+//!         ◀──AgentEvent───    │                       translate.rs codex's messages -> event names
+//!                             │                       approval.rs  questions and answers
+//!                             ▼
+//!                         process.rs  pipes, end, what codex has started     rpc.rs  lines <-> messages
+//! ```
+//!
+//! The protocol is marked experimental by its vendor. What is built on here was observed with [`TESTED_VERSION`], and the
+//! tests drive that very binary.
+
+mod approval;
+mod binary;
+mod home;
+mod memory;
+mod preflight;
+mod process;
+pub mod rpc;
+mod run;
+mod session;
+mod stderr_log;
+pub mod translate;
+mod workspace;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+use crate::agent::{Agent, AgentCommand, AgentEvent};
+
+pub use binary::{TESTED_VERSION, find_binary};
+pub use preflight::preflight;
+
+/// Everything that the codex agent of one node is set up with.
+#[derive(Debug, Clone)]
+pub struct CodexSettings {
+    /// The native codex binary; see [`find_binary`].
+    pub bin: PathBuf,
+    /// Extra arguments in front of `app-server`, such as `-c` overrides.
+    pub args: Vec<String>,
+    /// Codex's own settings directory, to take `config.toml` and `auth.json` from.
+    pub home_source: Option<PathBuf>,
+    /// A directory of this node alone: the log of codex's standard error lies there.
+    pub node_dir: PathBuf,
+    /// The CODEX_HOME of this node; is made when it is missing.
+    pub codex_home: PathBuf,
+    /// Where the agent works.
+    pub cwd: PathBuf,
+    /// When codex asks: `untrusted`, `on-request` or `never`.
+    pub approval_policy: String,
+    /// What codex may touch: `read-only`, `workspace-write` or `danger-full-access`.
+    pub sandbox_mode: String,
+    /// Environment variables that codex may see beside the harmless ones.
+    pub env_allow: Vec<String>,
+    /// How often codex may end in a row without a completed turn in between.
+    pub max_restarts: u32,
+    /// Remembers the thread across restarts of the worker.
+    pub thread_file: PathBuf,
+}
+
+impl CodexSettings {
+    /// The usual places below a node's directory, and the defaults of the configuration.
+    pub fn for_node(bin: PathBuf, node_dir: PathBuf) -> Self {
+        Self {
+            bin,
+            args: Vec::new(),
+            home_source: None,
+            codex_home: node_dir.join("codex-home"),
+            cwd: node_dir.clone(),
+            approval_policy: "on-request".into(),
+            sandbox_mode: "workspace-write".into(),
+            env_allow: Vec::new(),
+            max_restarts: 5,
+            thread_file: node_dir.join("codex-thread.json"),
+            node_dir,
+        }
+    }
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct CodexAgent {
+    settings: CodexSettings,
+}
+
+impl CodexAgent {
+    /// An agent that starts codex when it is run.
+    pub fn new(settings: CodexSettings) -> Self {
+        Self { settings }
+    }
+}
+
+#[async_trait]
+impl Agent for CodexAgent {
+    async fn run(self: Box<Self>, commands: mpsc::Receiver<AgentCommand>, events: mpsc::Sender<AgentEvent>) {
+        run::run(self.settings, commands, events).await;
+    }
+}

@@ -1,0 +1,120 @@
+//! From arguments and configuration to a serving worker.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use drover_config::{Config, WorkerConfig};
+use drover_mailbox::Mailbox;
+use drover_service::{Context, Daemon, ExitWith, Server};
+use drover_types::{Generation, JobId, NodeIndex, SwarmId};
+use tokio::sync::watch;
+
+use crate::grpc::Door;
+use crate::metrics::Metrics;
+use crate::node::{Identity, TakenOver};
+use crate::static_host::{self, HostName, StaticHost};
+
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7953);
+
+/// Who the worker is and where. Whatever starts workers sets the environment; people may use the flags.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct WorkerArgs {
+    /// Swarm that the node belongs to
+    #[arg(long, value_name = "ID", env = "DROVER_SWARM_ID")]
+    swarm_id: Option<SwarmId>,
+    /// Index of the node in its swarm, from 0
+    #[arg(long, value_name = "INDEX", env = "DROVER_NODE_ID")]
+    node_id: Option<NodeIndex>,
+    /// Incarnation of the node's worker, from 1; without it the next that is free
+    #[arg(long, value_name = "N", env = "DROVER_GENERATION")]
+    generation: Option<Generation>,
+    /// The backend's name of the allocation
+    #[arg(long, value_name = "ID", env = "DROVER_JOB_ID")]
+    job_id: Option<JobId>,
+    /// Root of the mailbox
+    #[arg(long, value_name = "DIR", env = "DROVER_MAILBOX")]
+    mailbox: Option<PathBuf>,
+    /// Directory of the node, on local disk; with --static that of all nodes [default: nodes/ of the state directory]
+    #[arg(long, value_name = "DIR", env = "DROVER_NODE_DIR")]
+    node_dir: Option<PathBuf>,
+    /// Agent to run: codex or echo; without it worker.agent of the configuration
+    #[arg(long, value_name = "NAME", env = "DROVER_AGENT")]
+    agent: Option<String>,
+    /// Serve whatever node the static backend assigns to this host, one after another, until told to end
+    #[arg(long = "static")]
+    static_host: bool,
+    /// Name of this host in cluster.hosts [default: the system's]
+    #[arg(long, value_name = "NAME", requires = "static_host")]
+    host: Option<HostName>,
+}
+
+impl Identity {
+    fn of(args: WorkerArgs, config: &WorkerConfig) -> anyhow::Result<Self> {
+        let dir = |path: PathBuf| std::path::absolute(path).context("a directory name that cannot be used");
+        let agent = match args.agent.as_deref().filter(|name| !name.is_empty()) {
+            Some(name) => name.parse().map_err(|error| usage(format!("--agent: {error}")))?,
+            None => config.agent,
+        };
+        Ok(Self {
+            swarm: needed(args.swarm_id, "--swarm-id", "DROVER_SWARM_ID")?,
+            node: needed(args.node_id, "--node-id", "DROVER_NODE_ID")?,
+            generation: args.generation,
+            job: needed(args.job_id, "--job-id", "DROVER_JOB_ID")?,
+            mailbox: Mailbox::new(dir(needed(args.mailbox, "--mailbox", "DROVER_MAILBOX")?)?),
+            node_dir: dir(needed(args.node_dir, "--node-dir", "DROVER_NODE_DIR")?)?,
+            agent,
+        })
+    }
+}
+
+fn needed<T>(value: Option<T>, flag: &str, variable: &str) -> Result<T, ExitWith> {
+    value.ok_or_else(|| usage(format!("{flag} is missing: give it, or set {variable}")))
+}
+
+fn usage(message: String) -> ExitWith {
+    ExitWith { code: 64, message }
+}
+
+/// The daemon.
+#[derive(Debug)]
+pub struct Worker;
+
+impl Daemon for Worker {
+    const NAME: &'static str = "worker";
+    const ABOUT: &'static str = "Runs one agent on one node and speaks to the rest of drover through the mailbox";
+    type Args = WorkerArgs;
+
+    fn instance(args: &WorkerArgs) -> String {
+        match (&args.swarm_id, args.node_id) {
+            _ if args.static_host => format!("worker-static-{}", HostName::or_this(args.host.clone())),
+            (Some(swarm), Some(node)) => format!("worker-{swarm}-{node}"),
+            _ => Self::NAME.to_owned(),
+        }
+    }
+
+    fn grace(config: &Config) -> Duration {
+        config.worker.longest_end()
+    }
+
+    async fn run(config: Arc<Config>, args: WorkerArgs, ctx: Context) -> anyhow::Result<()> {
+        let explicit = ctx.explicit_listen().or(config.worker.listen);
+        if args.static_host {
+            let host = StaticHost::of(args.host, args.mailbox, args.node_dir, &config, &ctx)?;
+            let listener = ctx.bind("the worker", explicit, DEFAULT_LISTEN)?;
+            return static_host::serve(host, &ctx, listener).await;
+        }
+        let identity = Identity::of(args, &config.worker)?;
+        let listener = ctx.bind("the worker", explicit, DEFAULT_LISTEN)?;
+        let kind = identity.agent;
+        let settings = config.worker.clone();
+        let taken = tokio::task::spawn_blocking(move || TakenOver::take(identity, &settings)).await??;
+        let agent = taken.agent(kind, &config.worker);
+        let (seat_in, seat) = watch::channel(None);
+        let metrics = Metrics::register(&ctx.registry());
+        let opened = || Server::new(&ctx).grpc(Door { seat }.service()).serve(listener).map(drop);
+        taken.serve(&ctx, kind, agent, metrics, &seat_in, opened).await
+    }
+}
