@@ -1,0 +1,117 @@
+//! What swarms can be launched on: the configuration's catalogue, less what this program cannot do.
+
+use std::fmt;
+
+use drover_config::{Backend as ConfigBackend, Config, ProviderConfig};
+use drover_types::{ErrorCode, Failure};
+use serde::{Deserialize, Serialize};
+
+/// What runs the workers of an allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// Processes on this machine.
+    Local,
+    /// Workers on listed hosts, under their own supervisor.
+    Static,
+}
+
+impl BackendKind {
+    /// Its word in configuration and protocol.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Static => "static",
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Every entry in order of preference; the first is the default. One that cannot be launched on says why.
+pub fn providers(config: &Config) -> Vec<ProviderConfig> {
+    let mut catalogue = config.providers();
+    for provider in &mut catalogue {
+        if provider.disabled_reason.is_none() && kind_of(provider).is_none() {
+            provider.disabled_reason =
+                Some(format!("this version of drover cannot launch on {}", provider.backend.as_str()));
+        }
+    }
+    catalogue
+}
+
+/// The entry that a launch means, and the backend behind it.
+pub(crate) fn choose(config: &Config, asked: &str) -> Result<(BackendKind, ProviderConfig), Failure> {
+    let catalogue = providers(config);
+    let usable: Vec<&str> =
+        catalogue.iter().filter(|entry| entry.disabled_reason.is_none()).map(|entry| entry.id.as_str()).collect();
+    let hint = if usable.is_empty() {
+        "add a provider with backend local or static to the configuration".to_owned()
+    } else {
+        format!("launch on one of: {}", usable.join(", "))
+    };
+    let found = if asked.is_empty() { catalogue.first() } else { catalogue.iter().find(|entry| entry.id == asked) };
+    let Some(provider) = found else {
+        let message = if asked.is_empty() {
+            "the configuration has no provider to launch on".to_owned()
+        } else {
+            format!("no provider is called {asked:?}")
+        };
+        return Err(Failure::new(ErrorCode::UnknownProvider, message).hint(hint));
+    };
+    match (kind_of(provider), &provider.disabled_reason) {
+        (Some(kind), None) => Ok((kind, provider.clone())),
+        (_, reason) => {
+            let reason = reason.as_deref().unwrap_or("it is disabled");
+            let message = format!("provider {:?} cannot be used: {reason}", provider.id);
+            Err(Failure::new(ErrorCode::ProviderUnavailable, message).hint(hint))
+        }
+    }
+}
+
+fn kind_of(provider: &ProviderConfig) -> Option<BackendKind> {
+    match provider.backend {
+        ConfigBackend::Local => Some(BackendKind::Local),
+        ConfigBackend::Static => Some(BackendKind::Static),
+        ConfigBackend::Slurm | ConfigBackend::Foreign(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn config(text: &str) -> Config {
+        Config::from_text("test.yaml", text, &BTreeMap::new()).unwrap().0
+    }
+
+    #[test]
+    fn slurm_is_listed_with_a_reason_and_refused_with_it() {
+        let config = config(
+            "launch_providers:\n  - {id: s, backend: slurm}\n  - {id: here, backend: local}\n\
+             cluster: {slurm: {login_host: h, workspace_root: /w, cluster_subdir: c}}\n",
+        );
+        let listed = providers(&config);
+        let reason = listed[0].disabled_reason.clone().unwrap();
+        assert!(reason.contains("slurm"), "{reason}");
+        assert_eq!(listed[1].disabled_reason, None);
+        for asked in ["s", ""] {
+            let failure = choose(&config, asked).unwrap_err();
+            assert_eq!(failure.code, ErrorCode::ProviderUnavailable);
+            assert!(failure.message.contains(&reason) && failure.hint.contains("here"), "{failure:?}");
+        }
+        assert_eq!(choose(&config, "here").unwrap().0, BackendKind::Local);
+        let failure = choose(&config, "hree").unwrap_err();
+        assert!(failure.code == ErrorCode::UnknownProvider && failure.hint.contains("here"), "{failure:?}");
+    }
+
+    #[test]
+    fn without_a_word_it_is_this_machine() {
+        assert_eq!(choose(&Config::default(), "").unwrap().0, BackendKind::Local);
+    }
+}
