@@ -1,1 +1,7 @@
-fn main() {}
+//! `drover-router`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    drover_service::main::<drover_router::Router>()
+}

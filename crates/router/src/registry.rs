@@ -1,0 +1,87 @@
+//! What readers see: a picture of the registry as of the last commit. Reading it waits for nobody.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use drover_proto::router as pb;
+use drover_types::SwarmId;
+
+use crate::core::Core;
+use crate::core::model::SwarmView;
+use crate::log::EventLog;
+
+/// A picture of the registry.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    pub(crate) swarms: BTreeMap<SwarmId, Arc<SwarmView>>,
+    pub(crate) approvals: Arc<Vec<pb::Approval>>,
+    pub(crate) approvals_version: u64,
+    pub(crate) allocator_error: String,
+    pub(crate) follower_error: String,
+    /// Made when it is first asked for.
+    listing: OnceLock<Arc<pb::ListSwarmsResponse>>,
+}
+
+impl Registry {
+    /// Every swarm, oldest first. Made once per picture.
+    pub(crate) fn listing(&self) -> &Arc<pb::ListSwarmsResponse> {
+        self.listing.get_or_init(|| {
+            let mut swarms: Vec<pb::Swarm> = self.swarms.values().map(|view| view.swarm.clone()).collect();
+            swarms.sort_by_key(|swarm| swarm.created_ms);
+            Arc::new(pb::ListSwarmsResponse { swarms })
+        })
+    }
+
+    /// The next picture: this one with what a commit changed.
+    pub(crate) fn next(&self, core: &Core) -> Self {
+        let dirty = &core.book.dirty;
+        let mut swarms = self.swarms.clone();
+        let mut gone = false;
+        for key in &dirty.views {
+            match core.swarms.get(key) {
+                Some(swarm) => {
+                    swarms.insert(swarm.head.id.clone(), Arc::new(swarm.view()));
+                }
+                None => gone = true,
+            }
+        }
+        if gone {
+            swarms.retain(|id, _| core.by_id.contains_key(id));
+        }
+        let approvals =
+            if dirty.approvals_view { Arc::new(core.waiting_approvals()) } else { Arc::clone(&self.approvals) };
+        Self {
+            swarms,
+            approvals,
+            approvals_version: core.book.approvals_version,
+            allocator_error: core.book.allocator.error.clone(),
+            follower_error: core.book.follower.error.clone(),
+            listing: OnceLock::new(),
+        }
+    }
+}
+
+/// What the parts of the router share without waiting for each other.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The registry as of the last commit.
+    pub(crate) registry: ArcSwap<Registry>,
+    /// The recent end of the event log.
+    pub(crate) log: Arc<EventLog>,
+    /// Why the event log cannot be written; empty while it can.
+    pub(crate) store_error: ArcSwap<String>,
+    /// Where the JSON-line control plane listens.
+    pub(crate) control_addr: OnceLock<String>,
+}
+
+impl Shared {
+    pub(crate) fn new(log: EventLog) -> Self {
+        Self {
+            registry: ArcSwap::default(),
+            log: Arc::new(log),
+            store_error: ArcSwap::default(),
+            control_addr: OnceLock::new(),
+        }
+    }
+}
