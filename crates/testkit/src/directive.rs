@@ -126,10 +126,7 @@ pub fn script(prompt: &str) -> Vec<Step> {
 fn step(words: &[(String, String)]) -> Option<Step> {
     let times = || value(words, "times").and_then(|n| n.parse().ok()).unwrap_or(u32::MAX);
     let (name, first) = words.iter().find(|(name, _)| {
-        matches!(
-            name.as_str(),
-            "say" | "run" | "patch" | "http" | "break" | "fail" | "incomplete" | "hang" | "crash"
-        )
+        matches!(name.as_str(), "say" | "run" | "patch" | "http" | "break" | "fail" | "incomplete" | "hang" | "crash")
     })?;
     Some(match name.as_str() {
         "say" => Step::Say(say(words, first)),
@@ -138,9 +135,7 @@ fn step(words: &[(String, String)]) -> Option<Step> {
             escalate: value(words, "escalate") == Some("true"),
             workdir: value(words, "workdir").map(str::to_owned),
         },
-        "patch" => {
-            Step::Patch { file: first.clone(), text: value(words, "text").unwrap_or("patched").to_owned() }
-        }
+        "patch" => Step::Patch { file: first.clone(), text: value(words, "text").unwrap_or("patched").to_owned() },
         "http" => Step::Http { status: first.parse().unwrap_or(500), times: times() },
         "break" => Step::Break { times: times() },
         "fail" => Step::Fail {
@@ -205,7 +200,8 @@ mod tests {
 
     #[test]
     fn a_prompt_is_a_script() {
-        let steps = script("hello\n@mock run='echo \"a b\" > x' escalate=true then=\"it is {output}\" @mock http=429 times=2");
+        let steps =
+            script("hello\n@mock run='echo \"a b\" > x' escalate=true then=\"it is {output}\" @mock http=429 times=2");
         assert_eq!(
             steps,
             [

@@ -3,6 +3,11 @@
 //! Nothing here is part of drover: only tests and tools depend on it. The fakes say that they are fakes wherever they
 //! can be asked. Everything listens on loopback only.
 
+pub mod cluster;
 pub mod codex;
 pub mod directive;
+pub mod emulate;
 pub mod mock_responses;
+mod skip;
+
+pub use skip::{skip, this_test};
