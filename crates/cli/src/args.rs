@@ -1,0 +1,372 @@
+//! The command line. Each command's help ends with an example that can be pasted.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand};
+use drover_types::AgentKind;
+
+/// Launches swarms of coding agents, sends them prompts and shows what they answer
+#[derive(Debug, Parser)]
+#[command(name = "drover", version = drover_types::VERSION, max_term_width = 100, after_help = "\
+Try it, with no keys and no cluster:  drover demo
+Then:                                 drover launch --nodes 4 --agent echo
+                                      drover inject SWARM --prompt \"Optimize GEMM tiling.\"
+
+Exit codes: 0 done, 1 failed, 2 usage, 69 cannot reach a daemon, 78 bad configuration.
+State is kept in $DROVER_STATE_DIR [default: $XDG_STATE_HOME/drover].")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Global {
+    /// Configuration file (YAML or JSON) for this command and for the daemons it starts
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "DROVER_CONFIG",
+        hide_env_values = true,
+        help_heading = "Everywhere"
+    )]
+    pub(crate) config: Option<PathBuf>,
+    /// Router to talk to (its gRPC port), instead of the one of the state directory
+    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = host_port, help_heading = "Everywhere")]
+    pub(crate) router: Option<String>,
+    /// Print JSON: one document, or JSON Lines where a command streams
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) json: bool,
+    /// Do not start daemons that are not running
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) no_start: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show everything once, on this machine: no keys, no cluster, 30 seconds at most
+    #[command(after_help = "Example:\n  drover demo")]
+    Demo(Demo),
+    /// Run all daemons in the foreground and restart what dies
+    #[command(after_help = "Example:\n  drover up --nodes 4 --agent echo")]
+    Up(Up),
+    /// Stop the daemons of the state directory; swarms go on
+    #[command(after_help = "Example:\n  drover down")]
+    Down,
+    /// Launch a swarm and follow it until every node has answered its first prompt
+    #[command(after_help = "\
+Examples:
+  drover launch --nodes 4 --agent echo
+  drover launch --nodes 4 --partition mi2508x --time 00:10:00 \\
+      --prompt \"You are a focused autonomous agent.\" --config configs/hpcfund.json")]
+    Launch(Launch),
+    /// Send a prompt to a swarm, stream the answers and wait for the turns to end
+    #[command(after_help = "\
+Examples:
+  drover inject 6c1f --prompt \"Optimize GEMM tiling.\"
+  git diff | drover inject 6c1f --node 0 --prompt -")]
+    Inject(Inject),
+    /// List the swarms
+    #[command(after_help = "Example:\n  drover list --json")]
+    List,
+    /// Show a swarm and its nodes
+    #[command(after_help = "Example:\n  drover status 6c1f")]
+    Status(Swarm),
+    /// Follow a swarm: everything its nodes say, until Ctrl-C
+    #[command(after_help = "Example:\n  drover attach 6c1f")]
+    Attach(Attach),
+    /// End a swarm
+    #[command(after_help = "Example:\n  drover terminate 6c1f")]
+    Terminate(Terminate),
+    /// Print events of the log, and live ones with --follow
+    #[command(after_help = "\
+Examples:
+  drover events --since 0
+  drover events --follow --json --swarm 6c1f")]
+    Events(Events),
+    /// List commands and file changes that wait for an answer
+    #[command(after_help = "Example:\n  drover approvals")]
+    Approvals(Approvals),
+    /// Answer an approval
+    #[command(after_help = "Examples:\n  drover approve 91ce\n  drover approve 91ce --decline")]
+    Approve(Approve),
+    /// Interrupt the running turns of a swarm, or withdraw a waiting prompt
+    #[command(after_help = "Example:\n  drover interrupt 6c1f --node 2")]
+    Interrupt(Interrupt),
+    /// Say why a swarm, a node or an injection is where it is
+    #[command(after_help = "Examples:\n  drover why 6c1f\n  drover why 6c1f/2")]
+    Why(Why),
+    /// Check this machine, the configuration and the daemons, and say what to do
+    #[command(after_help = "Examples:\n  drover doctor\n  drover doctor --fix")]
+    Doctor(Doctor),
+    /// Run one daemon of this file in the foreground
+    #[command(after_help = daemon_help())]
+    Daemon(DaemonArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  source <(drover completions bash)")]
+    Completions(Completions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Agent to show; without it codex when it is ready to use and answers in time, else echo
+    #[arg(long, value_name = "AGENT", value_parser = agents())]
+    pub(crate) agent: Option<String>,
+    /// Number of nodes
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) nodes: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Also launch a local swarm of so many nodes; it ends with this command
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) nodes: Option<u32>,
+    /// Agent of that swarm
+    #[arg(long, value_name = "AGENT", value_parser = agents(), requires = "nodes")]
+    pub(crate) agent: Option<String>,
+    /// First prompt of that swarm
+    #[arg(long, value_name = "P", requires = "nodes")]
+    pub(crate) prompt: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Launch {
+    /// Number of nodes
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) nodes: u32,
+    /// First prompt, sent to every node; `-` reads it from standard input
+    #[arg(long, value_name = "P", default_value = "", hide_default_value = true)]
+    pub(crate) prompt: String,
+    /// Slurm partition
+    #[arg(long, value_name = "P")]
+    pub(crate) partition: Option<String>,
+    /// Slurm time limit, such as 00:10:00
+    #[arg(long, value_name = "T")]
+    pub(crate) time: Option<String>,
+    /// Slurm account
+    #[arg(long, value_name = "A")]
+    pub(crate) account: Option<String>,
+    /// Slurm quality of service
+    #[arg(long, value_name = "Q")]
+    pub(crate) qos: Option<String>,
+    /// Where to launch: an id of the catalogue; without it the first
+    #[arg(long, value_name = "C", alias = "provider")]
+    pub(crate) cluster: Option<String>,
+    /// Agent that the nodes run; without it worker.agent of the configuration
+    #[arg(long, value_name = "AGENT", value_parser = agents())]
+    pub(crate) agent: Option<String>,
+    /// AGENTS.md for the nodes, or a directory with AGENTS.md and skills
+    #[arg(long, value_name = "PATH")]
+    pub(crate) agents_md: Option<PathBuf>,
+    /// Further parameter of the backend
+    #[arg(long = "param", value_name = "KEY=VALUE", value_parser = key_value, alias = "provider-param")]
+    pub(crate) params: Vec<(String, String)>,
+    /// Return when the swarm is up, without waiting for answers; implied by --json
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Print what would be launched and where, and launch nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inject {
+    /// Swarm id, an unambiguous beginning of it, or `last`
+    pub(crate) swarm: String,
+    /// The prompt; `-` reads it from standard input
+    #[arg(long, value_name = "P", required_unless_present = "prompt_file")]
+    pub(crate) prompt: Option<String>,
+    /// File that holds the prompt
+    #[arg(long, value_name = "F", conflicts_with = "prompt")]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// Index of a node, from 0; may be repeated. Without it every node
+    #[arg(long = "node", value_name = "I")]
+    pub(crate) nodes: Vec<u32>,
+    /// Add to the running turn instead of waiting for its end
+    #[arg(long)]
+    pub(crate) steer: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Swarm {
+    /// Swarm id, an unambiguous beginning of it, or `last`
+    pub(crate) swarm: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// Swarm id, an unambiguous beginning of it, or `last`
+    pub(crate) swarm: String,
+    /// Begin behind this sequence number; 0 is the first. Without it begin now
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) since: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Terminate {
+    /// Swarm id, an unambiguous beginning of it, or `last`
+    pub(crate) swarm: String,
+    /// Do not wait for running turns
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Begin behind this sequence number; 0 is the first. Without it: the first, or now with --follow
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) since: Option<u64>,
+    /// Stay and print events as they come
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Only events of this swarm
+    #[arg(long, value_name = "SWARM")]
+    pub(crate) swarm: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Approvals {
+    /// Only of this swarm
+    pub(crate) swarm: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Approve {
+    /// Approval id, or an unambiguous beginning of it
+    pub(crate) id: String,
+    /// Say no
+    #[arg(long, conflicts_with = "session")]
+    pub(crate) decline: bool,
+    /// Say yes, also to the same command later in the agent's session
+    #[arg(long)]
+    pub(crate) session: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Interrupt {
+    /// Swarm id, an unambiguous beginning of it, or `last`
+    pub(crate) swarm: String,
+    /// Index of a node, from 0; may be repeated. Without it every node
+    #[arg(long = "node", value_name = "I")]
+    pub(crate) nodes: Vec<u32>,
+    /// Only this injection, running or waiting
+    #[arg(long, value_name = "ID")]
+    pub(crate) injection: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Why {
+    /// SWARM, SWARM/INDEX or an injection id; `last` is the swarm that was launched last
+    #[arg(value_name = "SWARM|NODE|INJECTION")]
+    pub(crate) subject: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Repair what can be repaired without harm
+    #[arg(long)]
+    pub(crate) fix: bool,
+    /// Look at this entry of the catalogue; without it at the first, which launches use
+    #[arg(long, value_name = "C", alias = "provider")]
+    pub(crate) cluster: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DaemonArgs {
+    /// Which one
+    pub(crate) name: String,
+    /// Its own arguments; `drover daemon NAME --help` explains them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub(crate) args: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// Which shell
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+fn agents() -> PossibleValuesParser {
+    PossibleValuesParser::new(AgentKind::ALL.iter().map(|agent| agent.as_str()))
+}
+
+fn daemon_help() -> String {
+    let mut text = "Daemons:\n".to_owned();
+    for daemon in crate::daemons::ALL {
+        let _ = writeln!(text, "  {:<17}{}", daemon.name, daemon.about);
+    }
+    text.push_str("\nExample:\n  drover daemon router --listen 127.0.0.1:0");
+    text
+}
+
+fn host_port(text: &str) -> Result<String, String> {
+    let wrong = || format!("expected HOST:PORT such as 127.0.0.1:7950, got {text:?}");
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    if host.is_empty() || port.parse::<u16>().map_or(true, |port| port == 0) {
+        return Err(wrong());
+    }
+    Ok(text.to_owned())
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("expected KEY=VALUE, got {text:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_quick_start_of_the_founding_document_parses_as_written() {
+        let line =
+            "drover launch --nodes 4 --partition mi2508x --time 00:10:00 --prompt P --config ../configs/hpcfund.json";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let Command::Launch(launch) = cli.command else { panic!("not a launch") };
+        assert_eq!(
+            (launch.nodes, launch.partition.as_deref(), launch.time.as_deref()),
+            (4, Some("mi2508x"), Some("00:10:00"))
+        );
+        assert_eq!(cli.global.config, Some("../configs/hpcfund.json".into()));
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(after.contains("drover "), "{} has no example", command.get_name());
+        }
+    }
+
+    #[test]
+    fn a_router_address_needs_a_host_and_a_port() {
+        for bad in ["7950", ":7950", "host:", "host:0", "host:70000"] {
+            assert!(host_port(bad).is_err(), "{bad}");
+        }
+        assert!(host_port("127.0.0.1:7950").is_ok() && host_port("[::1]:7950").is_ok());
+    }
+}

@@ -1,0 +1,318 @@
+//! Checks of the daemons: do they answer, do they fit, do they find each other, who holds their ports.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use drover_config::Config;
+use drover_proto::router as pb;
+use drover_service::address_book::{self, Entry};
+use drover_service::{StateDir, Target, process, who_listens};
+
+use super::Check;
+use crate::app::App;
+use crate::daemons::{LOGIN_SIDE, ROUTER};
+use crate::fault;
+use crate::{client, files, probe, start};
+
+/// How long the router may take to say how it is.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A router that was started a moment ago may not have found the others yet, which is nothing to speak of.
+const SETTLING: Duration = Duration::from_millis(1500);
+
+/// The daemons of a state directory on this host.
+pub(super) async fn local(app: &App, config: &Config, state: &StateDir, fix: bool) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let mut stale = leftovers(state);
+    if !stale.ok && fix && remove_leftovers(state) {
+        stale = leftovers(state).repaired();
+    }
+    checks.push(stale);
+    let missing = start::missing(state);
+    let started = fix && app.may_start() && !missing.is_empty() && start::ensure(app, state).await.is_ok();
+    let some_run = LOGIN_SIDE.iter().any(|name| address_book::read(state, name).is_some());
+    for &name in LOGIN_SIDE {
+        let check = daemon(state, name, some_run).await;
+        checks.push(if started && missing.contains(&name) { check.repaired() } else { check });
+    }
+    if let Some(router) = address_book::read(state, ROUTER) {
+        let target = Target::Daemon { state: state.clone(), name: ROUTER.to_owned() };
+        checks.extend(router_view(target, &router.listen).await);
+    }
+    let ours: Vec<String> = address_book::list(state)
+        .into_iter()
+        .filter(Entry::is_alive)
+        .flat_map(|entry| [Some(entry.listen), entry.control])
+        .flatten()
+        .collect();
+    checks.push(ports(config, &ours));
+    checks
+}
+
+/// A router somewhere else.
+pub(super) async fn remote(addr: &str) -> Vec<Check> {
+    router_view(Target::Address(addr.to_owned()), addr).await
+}
+
+/// One daemon of the login side.
+async fn daemon(state: &StateDir, name: &'static str, some_run: bool) -> Check {
+    let Some(entry) = address_book::read(state, name) else {
+        if some_run {
+            let log = files::log_path(state, name);
+            let detail = format!("not running, although others are; its log is {}", log.display());
+            return Check::wrong(name, detail, "the next command starts it, as does drover doctor --fix");
+        }
+        return Check::ok(name, "not running").hint("the next command starts it, or `drover up`");
+    };
+    let place = format!("pid {}, {}", entry.pid, entry.listen);
+    if entry.host != process::hostname() {
+        let detail = format!("runs on {}, not on this host ({})", entry.host, process::hostname());
+        return Check::wrong(
+            name,
+            detail,
+            format!("work on {}, or choose another state directory with DROVER_STATE_DIR", entry.host),
+        );
+    }
+    if !client::fits(&entry.version) {
+        let detail = format!("{place} is version {}, this program is {}", entry.version, drover_types::VERSION);
+        return Check::wrong(name, detail, "drover down; the next command starts this version, swarms go on meanwhile");
+    }
+    match probe::healthz(&entry.listen).await {
+        Ok(()) => Check::ok(name, format!("{place}, version {}", entry.version)),
+        Err(why) => {
+            let hint = format!("kill -9 {}; the next command starts it again and nothing is lost", entry.pid);
+            Check::wrong(name, format!("{place} runs but does not answer: {why}"), hint)
+        }
+    }
+}
+
+fn misses_something(info: &pb::GetInfoResponse) -> bool {
+    [&info.allocator_error, &info.follower_error, &info.store_error].into_iter().any(|error| !error.is_empty())
+}
+
+/// How the router sees itself and the others.
+async fn router_view(target: Target, addr: &str) -> Vec<Check> {
+    let mut rpc = client::rpc(target);
+    let settled = Instant::now() + SETTLING;
+    let asked = loop {
+        let asked = tokio::time::timeout(PATIENCE, rpc.get_info(pb::GetInfoRequest {})).await;
+        match &asked {
+            Ok(Ok(info)) if misses_something(info.get_ref()) && Instant::now() < settled => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            _ => break asked,
+        }
+    };
+    let info = match asked {
+        Ok(Ok(info)) => info.into_inner(),
+        Ok(Err(status)) => {
+            let why = match status.code() {
+                tonic::Code::Unimplemented => "it answers, but not as a router of this version does".to_owned(),
+                _ if fault::lost(&status) => fault::deepest(&status),
+                _ => status.message().to_owned(),
+            };
+            let hint = "look whether a router of this version listens there; 8765 is the JSON-line port, not this one";
+            return vec![Check::wrong("router answers", format!("{addr}: {why}"), hint)];
+        }
+        Err(_) => {
+            let hint = "look at its log; kill it when it hangs, nothing is lost";
+            return vec![Check::wrong(
+                "router answers",
+                format!("{addr}: no answer within {} s", PATIENCE.as_secs()),
+                hint,
+            )];
+        }
+    };
+    let mut checks = Vec::new();
+    if client::fits(&info.version) {
+        let control = if info.control_addr.is_empty() { "none" } else { &info.control_addr };
+        checks.push(Check::ok("router answers", format!("{addr}, version {}, JSON-line port {control}", info.version)));
+    } else {
+        let detail = format!("version {}, this program is {}", info.version, drover_types::VERSION);
+        let hint = format!(
+            "`drover down` on {}; the next command there starts this version, swarms go on meanwhile",
+            info.host
+        );
+        checks.push(Check::wrong("router answers", detail, hint));
+    }
+    checks.push(seen(
+        "allocator link",
+        "the router reaches it",
+        &info.allocator_error,
+        "look at its log; `kill -9` it when it hangs, swarms go on",
+    ));
+    checks.push(seen(
+        "follower link",
+        "the router reaches it",
+        &info.follower_error,
+        "look at its log; `kill -9` it when it hangs, nothing is lost",
+    ));
+    checks.push(seen(
+        "event log",
+        "the router writes it",
+        &info.store_error,
+        "free space in the state directory, or make it writable; the router goes on by itself",
+    ));
+    checks
+}
+
+fn seen(name: &'static str, well: &str, error: &str, hint: &str) -> Check {
+    if error.is_empty() { Check::ok(name, well) } else { Check::wrong(name, error, hint) }
+}
+
+/// Who holds the ports that people and older clients know by heart.
+pub(super) fn ports(config: &Config, ours: &[String]) -> Check {
+    let wanted = [
+        ("router", config.router.listen, 7950),
+        ("JSON-line control plane", config.router.control_listen, 8765),
+        ("allocator", config.allocator.listen, 7951),
+        ("follower", config.follower.listen, 7952),
+    ];
+    let mut taken = Vec::new();
+    let mut hints = Vec::new();
+    let mut ok = true;
+    for (what, explicit, default) in wanted {
+        let addr = explicit.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], default)));
+        if addr.port() == 0 || ours.iter().any(|listen| *listen == addr.to_string()) {
+            continue;
+        }
+        let Some(holder) = who_listens(addr) else { continue };
+        taken.push(format!("{addr} ({what}) is held by {holder}"));
+        if explicit.is_some() {
+            ok = false;
+            hints.push(format!("stop {holder} or change the configured address {addr}"));
+        } else if default == 8765 {
+            hints.push(
+                "older clients look only at 8765 and would find that program; ours find our router by themselves"
+                    .to_owned(),
+            );
+        }
+    }
+    let detail = if taken.is_empty() { "free or ours".to_owned() } else { taken.join("; ") };
+    if !taken.is_empty() && hints.is_empty() {
+        hints.push("no harm: our daemons take free ports and find each other".to_owned());
+    }
+    let check = if ok { Check::ok("ports", detail) } else { Check::wrong("ports", detail, "") };
+    check.hint(hints.join("; "))
+}
+
+fn dead(state: &StateDir) -> Vec<Entry> {
+    address_book::list(state).into_iter().filter(|entry| !entry.is_alive()).collect()
+}
+
+/// Entries of the address book whose process is gone.
+fn leftovers(state: &StateDir) -> Check {
+    const SHOWN: usize = 4;
+    let dead = dead(state);
+    if dead.is_empty() {
+        return Check::ok("leftovers", "none");
+    }
+    let mut names: Vec<String> =
+        dead.iter().take(SHOWN).map(|entry| format!("{} (pid {})", entry.name, entry.pid)).collect();
+    if dead.len() > SHOWN {
+        names.push(format!("and {} more", dead.len() - SHOWN));
+    }
+    let detail = format!("the address book still names {}, which died without a word", names.join(", "));
+    // Nobody believes an entry whose process is gone, so it does no harm.
+    Check::warning("leftovers", detail, "drover doctor --fix removes the entries; the logs may say why they died")
+}
+
+fn remove_leftovers(state: &StateDir) -> bool {
+    dead(state)
+        .iter()
+        .all(|entry| std::fs::remove_file(state.path().join("run").join(format!("{}.json", entry.name))).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> (tempfile::TempDir, StateDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        state.join("run").unwrap();
+        (dir, state)
+    }
+
+    fn enter(state: &StateDir, name: &str, change: impl FnOnce(&mut Entry)) {
+        let me = process::ProcessId::current();
+        let mut entry = Entry {
+            name: name.into(),
+            pid: me.pid,
+            start_time: me.start_time,
+            host: process::hostname(),
+            version: drover_types::VERSION.into(),
+            listen: "127.0.0.1:1".into(),
+            control: None,
+            uid: 0,
+        };
+        change(&mut entry);
+        let path = state.path().join("run").join(format!("{name}.json"));
+        std::fs::write(path, serde_json::to_vec(&entry).unwrap()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_hangs_is_named_with_its_pid() {
+        let (_dir, state) = state();
+        // It listens and never answers, like a process that is stopped.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = silent.local_addr().unwrap().to_string();
+        enter(&state, "router", |entry| entry.listen.clone_from(&addr));
+        let check = daemon(&state, "router", true).await;
+        assert!(!check.ok && check.detail.contains("does not answer"), "{check:?}");
+        assert!(check.hint.contains(&format!("kill -9 {}", std::process::id())), "{check:?}");
+        let view = router_view(Target::Address(addr), "there").await;
+        assert!(!view[0].ok && !view[0].hint.is_empty(), "{view:?}");
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_is_missing_among_others_is_wrong_and_alone_is_not() {
+        let (_dir, state) = state();
+        assert!(daemon(&state, "router", false).await.ok);
+        let check = daemon(&state, "router", true).await;
+        assert!(!check.ok && check.hint.contains("--fix"), "{check:?}");
+    }
+
+    #[tokio::test]
+    async fn a_daemon_of_another_version_or_host_is_named() {
+        let (_dir, state) = state();
+        enter(&state, "router", |entry| entry.version = "99.1.0".into());
+        let check = daemon(&state, "router", true).await;
+        assert!(!check.ok && check.detail.contains("99.1.0") && check.hint.contains("drover down"), "{check:?}");
+        enter(&state, "router", |entry| entry.host = "login2".into());
+        let check = daemon(&state, "router", true).await;
+        assert!(!check.ok && check.detail.contains("login2") && check.hint.contains("DROVER_STATE_DIR"), "{check:?}");
+    }
+
+    #[test]
+    fn a_stale_entry_is_found_and_removed() {
+        let (_dir, state) = state();
+        enter(&state, "router", |entry| entry.start_time += 1);
+        let check = leftovers(&state);
+        assert!(!check.ok && check.detail.contains("router") && check.hint.contains("--fix"), "{check:?}");
+        assert!(remove_leftovers(&state));
+        assert!(leftovers(&state).ok);
+    }
+
+    #[test]
+    fn a_taken_port_is_named_with_its_holder_and_matters_when_it_was_configured() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = socket.local_addr().unwrap();
+        let mut config = Config::default();
+        config.router.listen = Some(addr);
+        let check = ports(&config, &[]);
+        let me = format!("pid {}", std::process::id());
+        assert!(!check.ok && check.detail.contains(&me) && check.hint.contains(&addr.to_string()), "{check:?}");
+        assert!(ports(&config, &[addr.to_string()]).ok, "our own daemon is no stranger");
+    }
+
+    #[test]
+    fn what_the_router_misses_is_passed_on() {
+        for name in ["allocator link", "follower link", "event log"] {
+            let check = seen(name, "well", "disk full", "do this");
+            assert!(!check.ok && check.detail == "disk full" && check.hint == "do this");
+            let check = seen(name, "well", "", "do this");
+            assert!(check.ok && check.detail == "well" && check.hint.is_empty());
+        }
+    }
+}
