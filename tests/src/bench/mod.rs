@@ -1,0 +1,8 @@
+//! Benchmarks. Each runs the ideal beside ours in the same run and prints the ratio; none is a timed test.
+
+pub mod control;
+pub mod events;
+pub mod figures;
+pub mod ideal;
+pub mod idle;
+pub mod inject;
