@@ -135,6 +135,11 @@ impl Cluster {
         address_book::read(&self.state, name).map(|entry| ProcessId { pid: entry.pid, start_time: entry.start_time })
     }
 
+    /// Leaves the directory where it is when this is dropped, and says where that is.
+    pub fn keep(&mut self) -> String {
+        self.dir.take().map_or_else(String::new, |dir| dir.keep().display().to_string())
+    }
+
     /// The last lines of every log, for failures.
     pub fn logs(&self) -> String {
         let mut files = vec![self.dir().join("up.log")];

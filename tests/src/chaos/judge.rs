@@ -89,6 +89,7 @@ pub(crate) async fn judge(
         executed: executed.values().sum(),
         events: log.seqs.len(),
         resumed: view.resumed,
+        unanswered: 0,
         took: std::time::Duration::ZERO,
     })
 }

@@ -52,6 +52,8 @@ pub struct Report {
     pub events: usize,
     /// How often the subscriber resumed.
     pub resumed: u32,
+    /// Calls that a running router left without an answer, so that they were repeated; there should be none.
+    pub unanswered: usize,
     /// How long it took.
     pub took: Duration,
 }
@@ -71,6 +73,7 @@ pub(crate) struct Run {
     pub(crate) swarms: Vec<Swarm>,
     pub(crate) kills_done: AtomicUsize,
     pub(crate) over: AtomicBool,
+    pub(crate) unanswered: AtomicUsize,
 }
 
 /// A swarm under test.
@@ -96,7 +99,13 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
         let id = launch(&mut cluster.router(), agent, nodes).await?;
         swarms.push(Swarm { id, agent, nodes });
     }
-    let run = Run { cluster, swarms, kills_done: AtomicUsize::new(0), over: AtomicBool::new(false) };
+    let mut run = Run {
+        cluster,
+        swarms,
+        kills_done: AtomicUsize::new(0),
+        over: AtomicBool::new(false),
+        unanswered: AtomicUsize::new(0),
+    };
     let subscriber = Subscriber::start(run.cluster.router());
 
     let result = async {
@@ -107,9 +116,14 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
     match result {
         Ok(mut report) => {
             report.took = begun.elapsed();
+            report.unanswered = run.unanswered.load(Ordering::Relaxed);
             Ok(report)
         }
-        Err(error) => Err(error.context(format!("seed {}\n{}", plan.seed, run.cluster.logs()))),
+        Err(error) => {
+            let unanswered = run.unanswered.load(Ordering::Relaxed);
+            let (logs, kept) = (run.cluster.logs(), run.cluster.keep());
+            Err(error.context(format!("seed {}, {unanswered} calls unanswered, kept {kept}\n{logs}", plan.seed)))
+        }
     }
 }
 
@@ -187,6 +201,9 @@ fn any_open(subscriber: &Subscriber, sent: &[Sent]) -> bool {
     sent.iter().any(|sent| view.injections.get(&sent.injection_id).is_none_or(|seen| seen.outcome.is_none()))
 }
 
+/// How long a router that runs may leave an inject without an answer before it is asked again.
+const PATIENT: Duration = Duration::from_secs(20);
+
 /// Sends one prompt, again with the same request id until the router has taken it.
 async fn inject(run: &Run, swarm: &str, node: u32, content: &str, request_id: &str) -> anyhow::Result<String> {
     let deadline = Instant::now() + Duration::from_mins(1);
@@ -203,7 +220,11 @@ async fn inject(run: &Run, swarm: &str, node: u32, content: &str, request_id: &s
             let mut steps = router.inject(request.clone()).await?.into_inner();
             steps.message().await?.context("no answer").map_err(|error| tonic::Status::unavailable(error.to_string()))
         };
-        match tried.await {
+        let Ok(tried) = tokio::time::timeout(PATIENT, tried).await else {
+            run.unanswered.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
+        match tried {
             Ok(step) => return Ok(step.injection_id),
             Err(status) if Instant::now() > deadline => bail!("{request_id} was not taken: {status}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
