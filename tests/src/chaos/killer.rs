@@ -86,8 +86,9 @@ async fn one_kill(run: &Run, rng: &mut StdRng, kind: &'static str, gap: bool, ki
             }
             return Ok(());
         }
+        // A follower that is held most of the time delivers nothing, and then no turn is ever in flight: let it work.
         let _ = signal(victim.pid, Signal::CONT);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
     }
 }
 
