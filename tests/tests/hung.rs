@@ -142,7 +142,7 @@ async fn a_hung_allocator() {
         assert!(told["data"]["error"].is_string() && told["data"]["node_count"] == 2, "{told}");
         for subject in [&swarm, &waiting, &format!("{swarm}/0")] {
             let why = must(ok(&cluster, &["why", subject])).stdout;
-            assert!(why.contains("The slurm-allocator does not answer"), "{why}");
+            assert!(why.contains("The slurm-allocator stopped answering"), "{why}");
         }
         answers_promptly(addr, &mut router, &[(&swarm, "running"), (&waiting, "launching")]).await;
         drop(held);
@@ -193,7 +193,7 @@ async fn a_hung_follower() {
     until_said(&mut router, "the follower hangs", |info| !info.follower_error.is_empty()).await;
     for subject in [&acked[0], &swarm, &format!("{swarm}/0")] {
         let why = explained(&mut router, subject).await;
-        assert!(why.contains("The outbox-follower does not answer"), "{why}");
+        assert!(why.contains("The outbox-follower stopped answering"), "{why}");
     }
     answers_promptly(addr, &mut router, &[(&swarm, "running")]).await;
 
@@ -285,7 +285,7 @@ async fn an_allocator_that_is_gone_ends_no_swarm() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let why = must(ok(&cluster, &["why", &swarm, "--no-start"])).stdout;
-    assert!(why.contains("The slurm-allocator does not answer"), "{why}");
+    assert!(why.contains("The slurm-allocator stopped answering"), "{why}");
 
     // The next command starts it: the swarm is the one it was, and the dead worker is replaced.
     let back = must(run(&cluster, &["inject", &swarm, "--prompt", "welcome back"]));
