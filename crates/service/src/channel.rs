@@ -65,11 +65,9 @@ async fn connect_daemon(state: &StateDir, name: &str) -> io::Result<TcpStream> {
     let addr: SocketAddr = entry.listen.parse().map_err(|_| missing("has no address yet"))?;
     let stream = TcpStream::connect(addr).await?;
     // The entry may be a moment out of date and the port in somebody else's hands by now.
-    if addr.ip().is_loopback() {
-        let owner = tokio::task::spawn_blocking(move || peer::listener_of(addr)).await.ok().flatten();
-        if owner.is_some_and(|(uid, _)| uid != entry.uid) {
-            return Err(missing("is not what listens on its address: another user's program does"));
-        }
+    let owner = tokio::task::spawn_blocking(move || peer::listener_of(addr)).await.ok().flatten();
+    if owner.is_some_and(|(uid, _)| uid != entry.uid) {
+        return Err(missing("is not what listens on its address: another user's program does"));
     }
     Ok(stream)
 }

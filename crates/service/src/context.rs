@@ -14,8 +14,10 @@ use tracing::error;
 
 use crate::address_book::{self, Entry};
 use crate::channel::{Target, connect};
+use crate::pki::IdentityHandle;
 use crate::process::{self, ProcessId};
 use crate::state_dir::StateDir;
+use crate::tls::Nodes;
 use crate::tracked::Tasks;
 
 /// Where a daemon's parts register their metrics.
@@ -34,6 +36,7 @@ struct Inner {
     state: StateDir,
     registry: SharedRegistry,
     refused: Counter,
+    nodes: Nodes,
     allowed_uids: Arc<BTreeSet<u32>>,
     explicit_listen: Option<SocketAddr>,
     failure: Mutex<Option<anyhow::Error>>,
@@ -51,6 +54,7 @@ impl Context {
         let mut registry = Registry::with_prefix("drover");
         let refused = Counter::default();
         registry.register("refused_connections", "Connections of users that are not allowed", refused.clone());
+        let nodes = Nodes::new(&mut registry);
         let mut allowed_uids: BTreeSet<u32> = security.allow_uids.iter().copied().collect();
         allowed_uids.insert(rustix::process::geteuid().as_raw());
         Self {
@@ -61,6 +65,7 @@ impl Context {
                 state,
                 registry: Arc::new(Mutex::new(registry)),
                 refused,
+                nodes,
                 allowed_uids: Arc::new(allowed_uids),
                 explicit_listen,
                 failure: Mutex::new(None),
@@ -122,6 +127,21 @@ impl Context {
 
     pub(crate) fn set_config_file(&self, path: &Path) {
         let _ = self.inner.config_file.set(path.to_owned());
+    }
+
+    /// Gives this daemon an identity, before it binds: from then on its port also takes connections of nodes, and it may listen
+    /// beyond loopback.
+    pub fn use_identity(&self, identity: IdentityHandle) {
+        self.inner.nodes.set_identity(identity);
+    }
+
+    /// The identity of this daemon, when it has one.
+    pub fn identity(&self) -> Option<&IdentityHandle> {
+        self.inner.nodes.identity()
+    }
+
+    pub(crate) fn nodes(&self) -> &Nodes {
+        &self.inner.nodes
     }
 
     /// `--listen`, when it was given.

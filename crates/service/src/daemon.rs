@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::address_book;
 use crate::context::Context;
+use crate::lifeline;
 use crate::state_dir::StateDir;
 use crate::telemetry;
 
@@ -32,6 +33,8 @@ pub trait Daemon: 'static {
     const ABOUT: &'static str;
     /// Flags beside those that every daemon has.
     type Args: clap::Args + Send + 'static;
+    /// One thread runs everything: for a daemon that stands on every node and is to be small.
+    const ONE_THREAD: bool = false;
 
     /// Name in the address book; more than one instance per state directory needs more than one name.
     fn instance(_args: &Self::Args) -> String {
@@ -111,7 +114,12 @@ pub fn main_from<D: Daemon>(args: Vec<OsString>) -> ExitCode {
         }
         return say(&format!("{}: ok\n", loaded.source));
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = if D::ONE_THREAD {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("cannot start: {error}"));
@@ -136,7 +144,7 @@ async fn start<D: Daemon>(loaded: drover_config::Loaded, listen: Option<SocketAd
         Ok(telemetry) => telemetry,
         Err(error) => {
             complain(&format!("{error:#}"));
-            return FAILED;
+            return BAD_CONFIG;
         }
     };
     for warning in &loaded.warnings {
@@ -191,6 +199,7 @@ async fn supervise<D: Daemon>(config: Arc<Config>, own: D::Args, ctx: &Context) 
         ended = &mut running => result = Some(ended),
         _ = term.recv() => info!("SIGTERM: draining"),
         _ = int.recv() => info!("SIGINT: draining"),
+        () = lifeline::cut() => info!("whoever started this is gone: draining"),
         () = ctx.shutdown().cancelled() => {}
     }
     ctx.shutdown().cancel();

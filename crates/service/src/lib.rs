@@ -13,21 +13,27 @@ pub mod address_book;
 mod channel;
 mod context;
 mod daemon;
+mod lifeline;
 mod listener;
 pub mod peer;
+pub mod pki;
 pub mod process;
+pub mod programs;
 mod server;
 mod state_dir;
 mod telemetry;
+mod tls;
 mod tracked;
 
 pub use channel::{Target, connect};
 pub use context::{Context, SharedRegistry};
 pub use daemon::{Daemon, ExitWith, NoArgs, main, main_from};
+pub use lifeline::LIFELINE;
 pub use listener::{Listener, who_listens};
 pub use server::Server;
 pub use state_dir::{StateDir, StateDirError};
 pub use telemetry::{Telemetry, init as init_telemetry, remote_parent, traceparent};
+pub use tls::{NodePeer, connect_node, connect_node_stream};
 
 /// The largest gRPC message that daemons send each other. Above the largest prompt with its bundle.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -1,19 +1,16 @@
 //! Listening sockets that let only allowed users in.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use prometheus_client::metrics::counter::Counter;
 use tokio::net::{TcpListener, TcpStream};
-use tracing::warn;
 
 use crate::context::Context;
 use crate::peer;
 use crate::process;
+use crate::tls::Gate;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -21,9 +18,7 @@ const BACKLOG: i32 = 1024;
 /// A bound socket. Connections of users that are not allowed are closed before anybody reads from them.
 pub struct Listener {
     inner: TcpListener,
-    addr: SocketAddr,
-    allowed: Arc<BTreeSet<u32>>,
-    refused: Counter,
+    gate: Gate,
 }
 
 impl Context {
@@ -36,9 +31,10 @@ impl Context {
         default: SocketAddr,
     ) -> anyhow::Result<Listener> {
         let wanted = explicit.unwrap_or(default);
-        if !wanted.ip().is_loopback() {
+        if !wanted.ip().is_loopback() && self.identity().is_none() {
             bail!(
-                "{what} cannot listen on {wanted}: it is not a loopback address, and connections are not encrypted yet"
+                "{what} cannot listen on {wanted}: it is not a loopback address, and without an identity it cannot tell nodes \
+                 from strangers; give it one (--identity, DROVER_IDENTITY), or listen on 127.0.0.1"
             );
         }
         let inner = match (std::net::TcpListener::bind(wanted), explicit) {
@@ -58,9 +54,12 @@ impl Context {
         let addr = inner.local_addr()?;
         Ok(Listener {
             inner: TcpListener::from_std(inner)?,
-            addr,
-            allowed: self.allowed_uids(),
-            refused: self.refused_connections(),
+            gate: Gate {
+                listen: addr,
+                allowed: self.allowed_uids(),
+                refused: self.refused_connections(),
+                nodes: self.nodes().clone(),
+            },
         })
     }
 }
@@ -68,29 +67,28 @@ impl Context {
 impl Listener {
     /// The address it is bound to.
     pub fn local_addr(&self) -> SocketAddr {
-        self.addr
+        self.gate.listen
     }
 
-    /// The next connection of an allowed user.
+    /// The next connection of an allowed user of this host.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             let (stream, peer) = self.inner.accept().await?;
-            let Ok(local) = stream.local_addr() else { continue };
-            let looked_up = tokio::task::spawn_blocking(move || peer::uid_of_peer(local, peer)).await;
-            match looked_up.ok().flatten() {
-                Some(uid) if self.allowed.contains(&uid) => {
-                    // Answers are small and waited for.
-                    let _ = stream.set_nodelay(true);
-                    return Ok((stream, peer));
-                }
-                // Connected and gone again before we looked: a probe. Nobody waits for an answer.
-                None => {}
-                Some(uid) => {
-                    self.refused.inc();
-                    warn!(%peer, uid, listen = %self.addr, "refused a connection of another user; security.allow_uids lists who may connect");
-                }
+            if self.gate.admit_user(&stream, peer).await {
+                // Answers are small and waited for.
+                let _ = stream.set_nodelay(true);
+                return Ok((stream, peer));
             }
         }
+    }
+
+    /// The next connection of anybody; [`Gate::admit`] decides about it without holding up the others.
+    pub(crate) async fn accept_any(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.inner.accept().await
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
     }
 }
 

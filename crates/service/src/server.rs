@@ -11,6 +11,8 @@ use axum::routing::get;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tower::Service;
@@ -20,6 +22,7 @@ use tracing::{debug, info};
 use crate::context::Context;
 use crate::listener::Listener;
 use crate::telemetry;
+use crate::tls::Admitted;
 
 /// Collects what a daemon serves.
 pub struct Server {
@@ -27,12 +30,21 @@ pub struct Server {
     routes: Routes,
     http: axum::Router,
     names: Vec<&'static str>,
+    nodes: Routes,
+    node_names: Vec<&'static str>,
 }
 
 impl Server {
     /// A server with health, reflection, `/healthz` and `/metrics` only.
     pub fn new(ctx: &Context) -> Self {
-        Self { ctx: ctx.clone(), routes: Routes::default(), http: axum::Router::new(), names: Vec::new() }
+        Self {
+            ctx: ctx.clone(),
+            routes: Routes::default(),
+            http: axum::Router::new(),
+            names: Vec::new(),
+            nodes: Routes::default(),
+            node_names: Vec::new(),
+        }
     }
 
     /// Adds a gRPC service.
@@ -53,6 +65,25 @@ impl Server {
         self
     }
 
+    /// Adds a gRPC service that only nodes of this instance reach, over TLS with their certificate. Who asks is in the
+    /// extensions of the request, as [`crate::NodePeer`].
+    #[must_use]
+    pub fn grpc_nodes<S>(mut self, service: S) -> Self
+    where
+        S: Service<axum::http::Request<tonic::body::Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Response: IntoResponse,
+        S::Future: Send + 'static,
+    {
+        self.node_names.push(S::NAME);
+        self.nodes = self.nodes.add_service(service);
+        self
+    }
+
     /// Adds HTTP routes.
     #[must_use]
     pub fn http(mut self, routes: axum::Router) -> Self {
@@ -65,6 +96,7 @@ impl Server {
         let addr = listener.local_addr();
         let ctx = self.ctx.clone();
         let (health, health_service) = tonic_health::server::health_reporter();
+        let nodes = self.nodes.add_service(health_service.clone()).prepare().into_axum_router();
         let mut routes = self.routes.add_service(health_service);
         let reflection = || {
             let builder = tonic_reflection::server::Builder::configure()
@@ -75,7 +107,7 @@ impl Server {
         };
         routes = routes.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
 
-        let names = self.names.clone();
+        let names: Vec<_> = self.names.iter().chain(&self.node_names).copied().collect();
         let stopping = ctx.shutdown().clone();
         ctx.spawn("health", async move {
             for name in names.iter().copied().chain([""]) {
@@ -87,13 +119,10 @@ impl Server {
             }
         });
 
-        let app = routes
-            .prepare()
-            .into_axum_router()
-            .layer(TraceLayer::new_for_grpc().make_span_with(telemetry::rpc_span).on_request(()).on_response(()))
-            .merge(own_routes(&ctx))
-            .merge(self.http);
-        ctx.spawn("server", accept_loop(ctx.clone(), listener, app));
+        let traced = || TraceLayer::new_for_grpc().make_span_with(telemetry::rpc_span).on_request(()).on_response(());
+        let nodes = nodes.layer(traced());
+        let app = routes.prepare().into_axum_router().layer(traced()).merge(own_routes(&ctx)).merge(self.http);
+        ctx.spawn("server", accept_loop(ctx.clone(), listener, app, nodes));
         ctx.publish_listen(addr)?;
         info!(listen = %addr, "listening");
         Ok(addr)
@@ -133,7 +162,7 @@ fn own_routes(ctx: &Context) -> axum::Router {
 /// How long a connection may go on after the word to stop: streams get the chance to end with a status.
 const DRAIN: Duration = Duration::from_secs(5);
 
-async fn accept_loop(ctx: Context, listener: Listener, app: axum::Router) {
+async fn accept_loop(ctx: Context, listener: Listener, app: axum::Router, nodes: axum::Router) {
     let mut http = Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
     http.http2()
@@ -146,7 +175,7 @@ async fn accept_loop(ctx: Context, listener: Listener, app: axum::Router) {
     loop {
         let (stream, peer) = tokio::select! {
             () = ctx.shutdown().cancelled() => return,
-            accepted = listener.accept() => match accepted {
+            accepted = listener.accept_any() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, most likely: give others the time to close some.
@@ -157,21 +186,43 @@ async fn accept_loop(ctx: Context, listener: Listener, app: axum::Router) {
             },
         };
         let http = http.clone();
-        let service = TowerToHyperService::new(app.clone());
+        let (app, nodes) = (app.clone(), nodes.clone());
+        let gate = listener.gate().clone();
         let stopping = ctx.shutdown().clone();
         ctx.spawn("connection", async move {
-            let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = stopping.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    tokio::time::timeout(DRAIN, connection.as_mut()).await.unwrap_or(Ok(()))
-                }
+            let admitted = tokio::select! {
+                admitted = gate.admit(stream, peer) => admitted,
+                () = stopping.cancelled() => None,
             };
-            if let Err(error) = ended {
-                debug!(%peer, %error, "connection ended");
+            match admitted {
+                None => {}
+                Some(Admitted::Local(stream)) => serve_one(&http, stream, app, peer, stopping).await,
+                Some(Admitted::Node(stream, node)) => {
+                    let nodes = nodes.layer(axum::Extension(node));
+                    serve_one(&http, *stream, nodes, peer, stopping).await;
+                }
             }
         });
+    }
+}
+
+async fn serve_one(
+    http: &Builder<TokioExecutor>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    app: axum::Router,
+    peer: SocketAddr,
+    stopping: CancellationToken,
+) {
+    let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app));
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(DRAIN, connection.as_mut()).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%peer, %error, "connection ended");
     }
 }

@@ -33,12 +33,16 @@ impl Drop for Telemetry {
 /// Sets up logging as `DROVER_LOG` and `DROVER_LOG_FORMAT` say, and tracing as the configuration says.
 pub fn init(service: &str, config: &TelemetryConfig, default_filter: &str) -> anyhow::Result<Telemetry> {
     let filter = match std::env::var("DROVER_LOG") {
-        Ok(text) if !text.is_empty() => {
-            EnvFilter::try_new(&text).map_err(|error| anyhow::anyhow!("invalid DROVER_LOG {text:?}: {error}"))?
-        }
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|error| {
+            anyhow::anyhow!("DROVER_LOG is {text:?}; write a filter such as info or drover_router=debug: {error}")
+        })?,
         _ => EnvFilter::new(default_filter),
     };
-    let json = std::env::var("DROVER_LOG_FORMAT").is_ok_and(|format| format == "json");
+    let json = match std::env::var("DROVER_LOG_FORMAT").unwrap_or_default().as_str() {
+        "json" => true,
+        "" | "text" => false,
+        other => anyhow::bail!("DROVER_LOG_FORMAT is {other:?}; write text or json"),
+    };
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = if json {
         lines.json().flatten_event(true).with_filter(filter).boxed()

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 use std::time::Duration;
+use tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient as OldClient;
+use tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest as OldRequest;
 
 use drover_config::SecurityConfig;
 use drover_proto::worker::worker_service_server::{WorkerService, WorkerServiceServer};
@@ -68,6 +70,16 @@ async fn health_reflection_metrics_and_service_share_a_port() {
     let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
     assert!(names.contains(&"drover.worker.v1.WorkerService"), "{names:?}");
     assert!(!names.contains(&"drover.router.v1.RouterService"), "only what is served is named: {names:?}");
+
+    // The older version too, which most installed tools speak.
+    let ask = tonic_reflection::pb::v1alpha::ServerReflectionRequest {
+        message_request: Some(OldRequest::FileContainingSymbol("drover.worker.v1.WorkerService".into())),
+        ..Default::default()
+    };
+    let mut old = OldClient::new(connect(Target::Address(addr.to_string())));
+    let mut answers = old.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
+    let answer = format!("{:?}", answers.message().await.unwrap().unwrap().message_response.unwrap());
+    assert!(answer.contains("FileDescriptorResponse"), "{answer}");
 }
 
 #[tokio::test]
@@ -131,7 +143,7 @@ async fn another_user_gets_nothing_unless_allowed() {
     assert_eq!(theirs, "", "not one byte for a stranger");
 
     let dir = tempfile::tempdir().unwrap();
-    let allowed = SecurityConfig { allow_uids: vec![65534] };
+    let allowed = SecurityConfig { allow_uids: vec![65534], ..SecurityConfig::default() };
     let addr = serve(&Context::for_test_with("worker", dir.path(), &allowed));
     let theirs = tokio::task::spawn_blocking(move || ask_as(65534, addr)).await.unwrap();
     assert!(theirs.contains("200 OK"), "{theirs}");
