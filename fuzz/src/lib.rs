@@ -4,6 +4,8 @@
 //!
 //! The fuzz targets call these functions, and so does an ordinary test over the corpus and mutations of it.
 
+mod gossip;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +22,12 @@ pub type Target = fn(&[u8]);
 
 /// Every target by name.
 pub const TARGETS: &[(&str, Target)] =
-    &[("json_line", json_line), ("mailbox", mailbox), ("codex_rpc", codex_rpc), ("config", config)];
+    &[("json_line", json_line), ("mailbox", mailbox), ("codex_rpc", codex_rpc), ("config", config), ("gossip", gossip)];
+
+/// Datagrams of the gossip.
+pub fn gossip(data: &[u8]) {
+    gossip::datagram(data);
+}
 
 /// Cuts the first byte off, which says how large the pieces are in which the rest arrives.
 fn pieces(data: &[u8]) -> (usize, &[u8]) {

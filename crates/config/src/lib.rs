@@ -35,8 +35,8 @@ pub use reference::reference;
 pub use schema::{Key, schema};
 pub use sections::{AllocatorConfig, FollowerConfig, RouterConfig, SecurityConfig, TelemetryConfig, WorkerConfig};
 pub use swarm::{
-    CostConfig, DiscoveryConfig, HandoffConfig, LimitsConfig, LoadMonitorConfig, NodeScalingConfig, ProviderSettings,
-    RpcConfig, SwarmConfig,
+    CostConfig, DiscoveryConfig, EventHandlerConfig, EventsConfig, HandoffConfig, LimitsConfig, LoadMonitorConfig,
+    NodeScalingConfig, ProviderSettings, RpcConfig, SwarmConfig,
 };
 pub use validate::Problem;
 

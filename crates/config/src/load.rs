@@ -1,5 +1,6 @@
 //! Finding the file, applying the environment, and telling a person exactly what is wrong and where.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -17,6 +18,8 @@ const BUILT_IN: &str = include_str!("../../../configs/local.yaml");
 const BUILT_IN_NAME: &str = "<built-in>";
 /// Nobody writes a configuration this long; a device or a log given by mistake is.
 const MAX_BYTES: u64 = 4 << 20;
+/// Further ones are told when these are mended.
+const MOST_FAULTS: usize = 32;
 /// Environment variables with this and a double underscore set keys.
 const PREFIX: &str = "DROVER_";
 
@@ -184,16 +187,45 @@ impl Config {
         }
         override_from(vars, &mut root)?;
         let remarks = legacy::modernise(&mut root);
-        let config: Self = read::read(&root).map_err(|error| {
-            LoadError::of(vec![origin.fault(error.place.as_ref().unwrap_or(&Place::START), error.message)])
-        })?;
-        let problems = config.validate();
-        if !problems.is_empty() {
-            return Err(LoadError::of(locate(&origin, &root, problems)));
+        let (config, mut faults) = read_all(&origin, &root);
+        let Some(config) = config else { return Err(LoadError::of(faults)) };
+        let mut problems = config.validate();
+        if !faults.is_empty() {
+            // What is there and cannot be read is not missing.
+            problems.retain(|problem| !problem.is_missing());
+        }
+        faults.extend(locate(&origin, &root, problems));
+        if !faults.is_empty() {
+            faults.sort_by_key(|fault| fault.position);
+            return Err(LoadError::of(faults));
         }
         let warnings = remarks.into_iter().map(|remark| origin.fault(&remark.place, remark.message).to_string());
         Ok((config, warnings.collect()))
     }
+}
+
+/// Reads the tree, and goes on without each entry that cannot be read: a person wants to hear of all of them at once.
+/// There is no configuration when something is wrong that no entry can be blamed for.
+fn read_all(origin: &Origin<'_>, root: &Node) -> (Option<Config>, Vec<Fault>) {
+    let mut faults = Vec::new();
+    let mut rest = Cow::Borrowed(root);
+    for _ in 0..MOST_FAULTS {
+        let error = match read::read(rest.as_ref()) {
+            Ok(config) => return (Some(config), faults),
+            Err(error) => error,
+        };
+        let place = error.place.unwrap_or(Place::START);
+        let fault = origin.fault(&place, error.message);
+        // A section stands where its first key does: it takes one round for each key of it.
+        if !faults.contains(&fault) {
+            faults.push(fault);
+        }
+        if error.incomplete || !rest.to_mut().forget(&place) {
+            break;
+        }
+    }
+    faults.sort_by_key(|fault| fault.position);
+    (None, faults)
 }
 
 /// Puts each problem where its key stands, in the order of the file.

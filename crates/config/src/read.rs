@@ -16,6 +16,8 @@ pub(crate) struct ReadError {
     pub(crate) place: Option<Place>,
     /// What is wrong.
     pub(crate) message: String,
+    /// Something is missing: no entry is to blame.
+    pub(crate) incomplete: bool,
 }
 
 /// Reads a typed value out of the tree.
@@ -41,7 +43,7 @@ impl std::error::Error for ReadError {}
 
 impl serde::de::Error for ReadError {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self { place: None, message: message.to_string() }
+        Self { place: None, message: message.to_string(), incomplete: false }
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
@@ -63,7 +65,7 @@ impl serde::de::Error for ReadError {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self::custom(format_args!("missing field {field:?}"))
+        Self { incomplete: true, ..Self::custom(format_args!("missing field {field:?}")) }
     }
 
     fn invalid_type(got: Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {

@@ -30,8 +30,8 @@ pub fn reference() -> String {
         match entry {
             Entry::Section { path, doc } => {
                 let _ = write!(page, "\n## `{path}`\n\n{doc}\n");
-                if crate::legacy::LATER.iter().any(|later| *later == path.split('.').next().unwrap_or_default()) {
-                    page += "Read and checked; no daemon of this version acts on it.\n";
+                if let Some(what) = crate::legacy::later(&path) {
+                    let _ = writeln!(page, "Read and checked; {what}.");
                 }
                 in_table = false;
             }

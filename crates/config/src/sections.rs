@@ -130,6 +130,8 @@ section! {
     pub struct SecurityConfig {
         /// Further user ids whose processes may connect, beside the one the daemon runs as.
         pub allow_uids: Vec<u32> = Vec::new(),
+        /// Let nodes gossip in the clear when they have no identity; for closed networks and tests. Each start warns of it.
+        pub gossip_plaintext: bool = false,
     }
 }
 

@@ -225,16 +225,34 @@ impl Node {
         }
     }
 
-    /// Something other than nothing stands at this key.
-    pub(crate) fn has(&self, key: &str) -> bool {
-        self.get(key).is_some_and(|node| node.value != Value::Null)
-    }
-
     /// Takes the entry out of a map.
     pub(crate) fn remove(&mut self, key: &str) -> Option<(Name, Node)> {
         let Value::Map(entries) = &mut self.value else { return None };
         let at = entries.iter().position(|(name, _)| name.text == key)?;
         Some(entries.remove(at))
+    }
+
+    /// Takes out the innermost entry whose key or value stands there. False when there is none.
+    pub(crate) fn forget(&mut self, place: &Place) -> bool {
+        match &mut self.value {
+            Value::Map(entries) => {
+                if entries.iter_mut().any(|(_, node)| node.forget(place)) {
+                    return true;
+                }
+                let found = entries.iter().position(|(name, node)| name.place == *place || node.place == *place);
+                found.map(|at| entries.remove(at)).is_some()
+            }
+            Value::List(items) => {
+                if items.iter_mut().any(|node| node.forget(place)) {
+                    return true;
+                }
+                let found = items.iter().position(|node| node.place == *place);
+                found.map(|at| items.remove(at)).is_some()
+            }
+            Value::Null | Value::Bool(_) | Value::Signed(_) | Value::Unsigned(_) | Value::Float(_) | Value::Text(_) => {
+                false
+            }
+        }
     }
 
     /// Puts `node` at a dotted path, making maps on the way and replacing what was there. False when a part of the path

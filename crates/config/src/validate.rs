@@ -13,6 +13,10 @@ pub(crate) const APPROVAL_POLICIES: &[&str] = &["untrusted", "on-request", "neve
 const OLD_APPROVAL_POLICIES: &[&str] = &["untrusted", "on-failure", "on-request", "never"];
 /// What codex may touch.
 pub(crate) const SANDBOX_MODES: &[&str] = &["read-only", "workspace-write", "danger-full-access"];
+/// Events that a handler can be for.
+const EVENTS: &[&str] = &["NodeJoined", "NodeLeft", "NodeSuspect", "NodeAlive"];
+/// The longest name that a node or a region may have in the gossip.
+const MAX_NAME: usize = 128;
 /// Providers of models that drover knows by name.
 const MODEL_PROVIDERS: &[&str] = &["gemini", "groq", "openai", "anthropic", "sim"];
 /// The smallest segment that makes sense: some records fit, and a test can still rotate.
@@ -30,6 +34,11 @@ pub struct Problem {
 impl Problem {
     pub(crate) fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into() }
+    }
+
+    /// Whether a key that is needed is not there.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.message.starts_with("Missing required")
     }
 
     /// A key that the chosen backend cannot do without.
@@ -123,12 +132,14 @@ impl Config {
     }
 
     fn check_listens(&self, check: &mut Check) {
-        let listens: [(&str, Option<SocketAddr>); 5] = [
+        let membership = self.swarm.as_ref().and_then(|swarm| swarm.listen);
+        let listens: [(&str, Option<SocketAddr>); 6] = [
             ("router.listen", self.router.listen),
             ("router.control_listen", self.router.control_listen),
             ("allocator.listen", self.allocator.listen),
             ("follower.listen", self.follower.listen),
             ("worker.listen", self.worker.listen),
+            ("swarm.listen", membership),
         ];
         for (index, (path, address)) in listens.iter().enumerate() {
             let Some(address) = address.filter(|address| address.port() != 0) else { continue };
@@ -208,14 +219,26 @@ fn check_subdir(path: &str, subdir: &str, check: &mut Check) {
 
 fn check_swarm(swarm: &SwarmConfig, check: &mut Check) {
     let discovery = &swarm.discovery;
-    check.that(swarm.node_id.as_deref() != Some(""), "swarm.node_id", "must not be empty");
+    for (path, name) in [("swarm.node_id", swarm.node_id.as_deref()), ("swarm.region", Some(swarm.region.as_str()))] {
+        let Some(name) = name else { continue };
+        check.that(
+            !name.is_empty() && name.len() <= MAX_NAME && !name.chars().any(char::is_control),
+            path,
+            format!("must have from 1 to {MAX_NAME} bytes and no control characters"),
+        );
+    }
+    if let Some(address) = &swarm.advertise_addr {
+        let fine = address.parse::<std::net::IpAddr>().is_ok_and(|address| !address.is_unspecified());
+        check.that(fine, "swarm.advertise_addr", format!("invalid address {address:?}, expected one such as 10.0.0.7"));
+    }
+    check_handlers(swarm, check);
     check.that(
         swarm.bind_addr.parse::<std::net::IpAddr>().is_ok(),
         "swarm.bind_addr",
         format!("invalid address {:?}, expected one such as 127.0.0.1", swarm.bind_addr),
     );
     check.that(
-        swarm.rpc.port != swarm.bind_port || swarm.bind_port == 0,
+        swarm.rpc.port != swarm.bind_port.unwrap_or(SwarmConfig::DEFAULT_BIND_PORT) || swarm.rpc.port == 0,
         "swarm.rpc.port",
         "must differ from swarm.bind_port",
     );
@@ -250,6 +273,7 @@ fn check_swarm(swarm: &SwarmConfig, check: &mut Check) {
         ("memory_weight", load.memory_weight),
         ("session_weight", load.session_weight),
     ];
+    check.that(load.max_sessions > 0, "swarm.load_monitor.max_sessions", "must be at least 1");
     for (key, weight) in weights {
         check.share(&format!("swarm.load_monitor.{key}"), weight);
     }
@@ -259,6 +283,25 @@ fn check_swarm(swarm: &SwarmConfig, check: &mut Check) {
         "swarm.load_monitor",
         format!("cpu_weight, memory_weight and session_weight must add up to 1, they add up to {sum}"),
     );
+}
+
+fn check_handlers(swarm: &SwarmConfig, check: &mut Check) {
+    check.that(swarm.events.queue > 0, "swarm.events.queue", "must be at least 1");
+    for (index, handler) in swarm.events.handlers.iter().enumerate() {
+        let path = format!("swarm.events.handlers[{index}]");
+        for (nth, event) in handler.on.iter().enumerate() {
+            check.word(&format!("{path}.on[{nth}]"), event, EVENTS);
+        }
+        check.that(
+            handler.command.is_empty() != handler.webhook.is_none(),
+            &path,
+            "must have either a command or a webhook",
+        );
+        if let Some(url) = &handler.webhook {
+            check.url(&format!("{path}.webhook"), url);
+        }
+        check.positive(&format!("{path}.timeout"), handler.timeout);
+    }
 }
 
 fn check_scaling(scaling: &NodeScalingConfig, check: &mut Check) {

@@ -49,7 +49,13 @@ fn the_swarm_example_is_read_as_written() {
     assert_eq!(swarm.discovery.join_addrs, ["127.0.0.1:7946"]);
     assert_eq!(swarm.discovery.push_pull_interval.get().as_secs(), 30, "a bare number is seconds");
     assert_eq!((swarm.handoff.max_retries, swarm.rpc.port, swarm.load_monitor.sample_size), (3, 7947, 60));
-    assert_eq!(warnings, ["swarm.json:2:3: section swarm: read and checked; no daemon of this version acts on it"]);
+    assert_eq!(
+        warnings,
+        [
+            "swarm.json:16:5: section swarm.handoff: read and checked; only load_threshold is acted on by this version",
+            "swarm.json:24:5: section swarm.rpc: read and checked; no daemon of this version acts on it",
+        ]
+    );
 }
 
 #[test]
@@ -101,6 +107,24 @@ fn wrong_files_are_refused_with_place_and_reason() {
         }
     }
     insta::assert_snapshot!("bad", seen);
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() {
+    let places = |text: &str| -> Vec<(u64, u64)> {
+        let error = Config::from_text("f.yaml", text, &BTreeMap::new()).unwrap_err();
+        error.faults.iter().filter_map(|fault| fault.position).collect()
+    };
+    // A section that is a word, a list for a word, a word of two that is none, a rule that only whole values can break.
+    let text =
+        "router: yes\nworker:\n  agent: [a, b]\n  max_restarts: many\nfollower:\n  segment_bytes: 1\nnosuch: 1\n";
+    assert_eq!(places(text), [(1, 9), (3, 10), (4, 17), (6, 3), (7, 1)]);
+    // What cannot be read is not said to be missing as well.
+    assert_eq!(places("cluster:\n  hosts: [n1]\n  workspace_root: [x]\n"), [(3, 19)]);
+    // The first key of a section stands where the section does.
+    assert_eq!(places("worker:\n  codex_bin:\n    a: 1\n    b: 2\n  max_restarts: x\n"), [(3, 5), (5, 17)]);
+    let many: String = (0..1000).fold(String::new(), |text, n| text + &format!("key{n}: 1\n"));
+    assert_eq!(places(&many).len(), 32);
 }
 
 #[test]

@@ -23,9 +23,19 @@ mod drover {
             tonic::include_proto!("drover.common.v1");
         }
     }
+    pub mod gossip {
+        pub mod v1 {
+            tonic::include_proto!("drover.gossip.v1");
+        }
+    }
     pub mod mailbox {
         pub mod v1 {
             tonic::include_proto!("drover.mailbox.v1");
+        }
+    }
+    pub mod membership {
+        pub mod v1 {
+            tonic::include_proto!("drover.membership.v1");
         }
     }
     pub mod router {
@@ -42,6 +52,8 @@ mod drover {
 
 pub use drover::allocator::v1 as allocator;
 pub use drover::common::v1 as common;
+pub use drover::gossip::v1 as gossip;
 pub use drover::mailbox::v1 as mailbox;
+pub use drover::membership::v1 as membership;
 pub use drover::router::v1 as router;
 pub use drover::worker::v1 as worker;
