@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -40,13 +41,31 @@ pub struct StreamReader {
     /// Up to here the segment holds no line end behind the cursor: a torn line, or one that is still being written.
     barren: u64,
     unread: u64,
+    /// Number of the last record handed out; 0 when that is not known.
+    last_seq: u64,
+    /// Since when it looks as if the segment at the cursor were over without saying so, on a network file system.
+    doubt: Option<Instant>,
 }
+
+/// The longest that a client of a network file system believes what it knows of a file, by the usual defaults.
+const OLD_ATTRIBUTES: Duration = Duration::from_secs(65);
+/// How much of a segment is looked at for the number of its first record.
+const FIRST_LINE_BYTES: usize = 64 << 10;
 
 impl StreamReader {
     /// A reader that goes on at this cursor. Touches no file yet; the stream need not exist.
     pub fn new(dir: impl Into<PathBuf>, cursor: Cursor) -> Self {
         let cursor = Cursor { segment: cursor.segment.max(1), ..cursor };
-        Self { dir: dir.into(), cursor, file: None, on_network: None, barren: 0, unread: 0 }
+        Self {
+            dir: dir.into(),
+            cursor,
+            file: None,
+            on_network: None,
+            barren: 0,
+            unread: 0,
+            last_seq: cursor.seq,
+            doubt: None,
+        }
     }
 
     /// Where the next look begins. `seq` is what the owner of the reader last set.
@@ -105,6 +124,9 @@ impl StreamReader {
                 if self.current_size()?.is_some() {
                     continue;
                 }
+                if !self.is_over(&file)? {
+                    return Ok(self.moved(began, &damage));
+                }
                 damage.push(format!("segment {} is missing", self.cursor.segment));
                 self.enter(next, file);
                 continue;
@@ -137,6 +159,7 @@ impl StreamReader {
                     self.barren = to;
                     continue;
                 }
+                Read::Nothing if !self.is_over(&file)? => return Ok(self.moved(began, &damage)),
                 Read::Nothing if size > self.cursor.offset => damage.push(format!(
                     "segment {} ends in a torn line of {} bytes",
                     self.cursor.segment,
@@ -170,6 +193,30 @@ impl StreamReader {
     fn open_next(&self) -> io::Result<Option<(u32, File)>> {
         let Some(next) = self.cursor.segment.checked_add(1) else { return Ok(None) };
         Ok(fs::open_read(&self.path(next))?.map(|file| (next, file)))
+    }
+
+    /// Whether the segment at the cursor holds nothing more, now that the next one is there and it does not say itself
+    /// where the stream goes on. On a local disk that is so. A client of a network file system may still believe that it
+    /// is as long as it was, or not there; there the next segment must begin with the number that follows, or time enough
+    /// must have passed.
+    fn is_over(&mut self, next: &File) -> io::Result<bool> {
+        if self.on_network.is_none() {
+            self.on_network = Some(fs::is_on_network(next));
+        }
+        if self.on_network != Some(true) {
+            return Ok(true);
+        }
+        let last = self.last_seq.max(self.cursor.seq);
+        let known = last > 0 || (self.cursor.segment, self.cursor.offset) == (1, 0);
+        let follows = known && first_seq(next)?.is_some_and(|first| first <= last + 1);
+        let over = follows || self.doubt.get_or_insert_with(Instant::now).elapsed() >= OLD_ATTRIBUTES;
+        if over {
+            self.doubt = None;
+        } else {
+            // What was read of it in vain is read again.
+            self.barren = self.cursor.offset;
+        }
+        Ok(over)
     }
 
     fn enter(&mut self, segment: u32, file: File) {
@@ -248,6 +295,12 @@ impl StreamReader {
         let lead = lead as usize;
         let whole = whole_lines(segment, &bytes[lead..lead + end]);
         let lines = Bytes::from(bytes).slice(lead..lead + whole.len);
+        self.doubt = None;
+        if self.on_network == Some(true)
+            && let Some(seq) = lines_backwards(&lines).find_map(seq_of)
+        {
+            self.last_seq = seq;
+        }
         self.cursor.offset = offset + end as u64;
         self.unread = size - self.cursor.offset;
         if whole.rotates
@@ -294,6 +347,35 @@ impl StreamReader {
         }
         Ok(Read::Nothing)
     }
+}
+
+/// The number of a record.
+fn seq_of(line: &[u8]) -> Option<u64> {
+    match decode_line(line) {
+        Ok(Line::Record(record)) => Some(record.seq),
+        _ => None,
+    }
+}
+
+/// The number of the first record of a segment; `None` when it has none yet.
+fn first_seq(segment: &File) -> io::Result<Option<u64>> {
+    let mut wanted = FIRST_LINE_BYTES;
+    loop {
+        let mut bytes = Vec::new();
+        read_up_to(segment, &mut bytes, wanted, 0)?;
+        if let Some(len) = line_len(&bytes) {
+            return Ok(seq_of(&bytes[..len]));
+        }
+        if bytes.len() < wanted || wanted >= MAX_LINE_BYTES {
+            return Ok(None);
+        }
+        wanted = (wanted * 8).min(MAX_LINE_BYTES);
+    }
+}
+
+/// Whole lines, the last one first.
+fn lines_backwards(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.strip_suffix(b"\n").unwrap_or(bytes).rsplit(|byte| *byte == b'\n')
 }
 
 enum Read {

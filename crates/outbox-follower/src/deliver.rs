@@ -34,6 +34,7 @@ pub(crate) struct Inboxes {
 enum Job {
     Append(Vec<Append>, oneshot::Sender<Vec<(usize, DeliveryResult)>>),
     Close(SwarmId, oneshot::Sender<()>),
+    CloseNode(NodeKey),
 }
 
 /// One record, and its place in the request.
@@ -123,6 +124,14 @@ impl Inboxes {
         for answer in answers {
             // A shard that is gone has closed everything.
             let _ = answer.await;
+        }
+    }
+
+    /// Closes the inbox of a node that is followed no longer: it has ended, or another generation begins. When the shard has
+    /// too much to do for that, the file stays open until it is the least used one or its swarm is removed.
+    pub(crate) fn close_node(&self, node: NodeKey) {
+        if let Some(shard) = self.shards.get(node.place(SHARDS)) {
+            let _ = shard.try_send(Job::CloseNode(node));
         }
     }
 }
@@ -230,6 +239,7 @@ impl Shard {
                 }
                 let _ = answer.send(());
             }
+            Job::CloseNode(node) => self.close(&node),
         }
     }
 

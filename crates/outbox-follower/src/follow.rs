@@ -159,6 +159,11 @@ impl Session {
                 };
                 bell.command(commands, permit);
             }
+            for outbox in &request.remove {
+                if let Ok(id) = refs::outbox(Some(outbox)) {
+                    self.shared.inboxes.close_node(NodeKey::of(&id));
+                }
+            }
         };
         self.bells.iter().for_each(|bell| bell.stop());
         if let Some(failure) = failure {
@@ -167,8 +172,6 @@ impl Session {
             // A client that does not read has lost its connection or will see it close.
             let _ = self.queue.send_timeout(last, Duration::from_secs(1)).await;
         }
-        self.stop.cancel();
-        self.shared.metrics.streams.dec();
     }
 
     fn shutting_down(&self) -> Option<Failure> {
@@ -197,5 +200,15 @@ impl Session {
             }
         }
         Ok(shares)
+    }
+}
+
+impl Drop for Session {
+    /// However a session ends, its lanes end too: they are threads, which nobody can take away from outside. A session that is
+    /// dropped with its runtime gets no further turn in which it could tell them.
+    fn drop(&mut self) {
+        self.bells.iter().for_each(|bell| bell.stop());
+        self.stop.cancel();
+        self.shared.metrics.streams.dec();
     }
 }

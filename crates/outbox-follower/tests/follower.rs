@@ -445,6 +445,28 @@ async fn a_moved_cursor_and_a_damaged_file_are_followed_all_the_same() {
     assert_eq!(rig.follower.metrics().damage.get(), 1);
 }
 
+#[test]
+fn a_runtime_that_ends_without_another_turn_takes_the_reading_threads_along() {
+    let (ended, end) = std::sync::mpsc::channel();
+    let _thread = std::thread::spawn(move || {
+        // With one thread no task gets a turn behind the last step of the test itself.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let following = runtime.block_on(async {
+            let rig = rig(|_| {});
+            let mut writer = rig.writer(&outbox(0), 1 << 20);
+            put(&mut writer, 1);
+            let mut following = rig.follow();
+            following.ask(add([0])).await;
+            assert_eq!(following.read(1).await, [line(1)]);
+            following
+        });
+        drop(runtime);
+        drop(following);
+        ended.send(()).unwrap();
+    });
+    end.recv_timeout(PATIENCE).expect("a thread that reads outboxes never ended");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_record_is_refused_and_nothing_overtakes_it() {
     let rig = rig(|_| {});
@@ -536,6 +558,30 @@ async fn a_thousand_inboxes_are_written_and_synced_in_one_call() {
     for n in [0, 499, 999] {
         assert_eq!(rig.inbox(n), [line(0), line(1)]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_node_that_is_followed_no_longer_is_held_open() {
+    let rig = rig(|_| {});
+    let mut client = rig.client();
+    let mut following = rig.follow();
+    let mut writers: Vec<_> = (0..8).map(|n| rig.writer(&outbox(n), 1 << 20)).collect();
+    following.ask(add(0..8)).await;
+    following.ask(hot(0..8)).await;
+    for writer in &mut writers {
+        put(writer, 1);
+    }
+    following.read(8).await;
+    client.deliver(DeliverRequest { deliveries: (0..8).map(|n| delivery(n, "{\"n\":1}")).collect() }).await.unwrap();
+    let metrics = rig.follower.metrics();
+    wait_until("every inbox and every hot outbox is open", || metrics.open_files.get() == 16).await;
+
+    following.ask(FollowRequest { remove: (1..8).map(outbox_ref).collect(), ..FollowRequest::default() }).await;
+    wait_until("those of the other node are left", || metrics.open_files.get() == 2).await;
+    // A later prompt finds its way all the same.
+    let again = DeliverRequest { deliveries: vec![delivery(3, "{\"n\":2}")] };
+    assert_eq!(client.deliver(again).await.unwrap().into_inner().results, [ok()]);
+    assert_eq!(rig.inbox(3), ["{\"n\":1}", "{\"n\":2}"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

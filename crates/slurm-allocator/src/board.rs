@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use drover_types::SwarmId;
 use tokio::sync::watch;
 
-use crate::allocation::{Allocation, LaunchProgress};
+use crate::allocation::{Allocation, AllocationState, LaunchProgress};
 
 /// How many progress lines are kept for watchers that are behind.
 const PROGRESS_LINES: usize = 1024;
@@ -72,6 +72,22 @@ impl Board {
     /// Forgets an allocation that has been over for long. Watchers are not told: they know that it is over.
     pub fn forget(&self, swarm: &SwarmId) {
         self.state().allocations.remove(swarm);
+    }
+
+    /// The swarms that live, with the number of their nodes, by id.
+    pub(crate) fn living(&self) -> Vec<(SwarmId, u32)> {
+        let state = self.state();
+        let alive = state
+            .allocations
+            .values()
+            .map(|(_, allocation)| allocation)
+            .filter(|allocation| !matches!(allocation.state, AllocationState::Completed | AllocationState::Failed));
+        alive.map(|allocation| (allocation.swarm.clone(), allocation.nodes.len() as u32)).collect()
+    }
+
+    /// Rings at every change.
+    pub(crate) fn bell(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     /// One allocation.

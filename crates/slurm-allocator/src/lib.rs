@@ -21,11 +21,13 @@ mod core;
 mod files;
 mod grpc;
 mod local;
+mod membership;
 mod metrics;
 mod run;
 mod spec;
 mod static_hosts;
 mod store;
+mod walltime;
 
 pub use allocation::{AllocatedNode, Allocation, AllocationState, LaunchProgress, WorkerState};
 pub use allocator::Allocator;

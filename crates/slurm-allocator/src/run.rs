@@ -16,6 +16,7 @@ use crate::board::Board;
 use crate::catalogue::BackendKind;
 use crate::grpc::Grpc;
 use crate::local::{self, Local};
+use crate::membership::{Membership, keep_voters};
 use crate::metrics::Metrics;
 use crate::static_hosts::StaticHosts;
 use crate::store::Store;
@@ -59,13 +60,15 @@ async fn assemble(config: &Arc<Config>, ctx: &Context) -> anyhow::Result<Allocat
     };
     let board = Board::default();
     let metrics = Metrics::register(&ctx.registry());
-    let local = Local::new(ctx, config, board.clone(), store.clone(), mailbox.clone(), metrics.clone())
+    let membership = Membership::new(ctx, config, &mailbox);
+    let local = Local::new(ctx, config, board.clone(), store.clone(), mailbox.clone(), metrics.clone(), &membership)
         .context("cannot use the state directory")?;
-    let hosts = StaticHosts::new(ctx, config, board.clone(), store, mailbox, metrics);
+    let hosts = StaticHosts::new(ctx, config, board.clone(), store, mailbox, metrics, &membership);
     let (ours, elsewhere): (Vec<_>, Vec<_>) =
         records.into_iter().partition(|record| record.backend == BackendKind::Local);
     local.restore(ours).await?;
     hosts.restore(elsewhere).await?;
+    ctx.spawn("voters", keep_voters(membership, board.clone(), ctx.clone()));
     let backends: BTreeMap<BackendKind, Arc<dyn Backend>> =
         BTreeMap::from([(BackendKind::Local, Arc::new(local) as _), (BackendKind::Static, Arc::new(hosts) as _)]);
     Ok(Allocator::new(ctx, Arc::clone(config), board, backends))

@@ -1,10 +1,13 @@
 //! What is to be started, checked once at the door and trusted afterwards.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use drover_config::ProviderConfig;
 use drover_proto::common::LaunchSpec;
 use drover_types::{AgentKind, ErrorCode, Failure, UnknownName};
+
+use crate::walltime;
 
 /// One file of a skills bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct Spec {
     pub agents_md: String,
     /// Skills of the nodes.
     pub skills: Vec<Skill>,
+    /// How long the allocation may last; no limit when absent.
+    pub time_limit: Option<Duration>,
 }
 
 /// The most nodes a swarm may have on any backend; a typing error must not fill a disk with directories.
@@ -35,6 +40,8 @@ const MAX_NODES: u32 = 100_000;
 /// Launch parameters that name the agent, in order of preference.
 const AGENT_KEYS: [&str; 3] = ["agent", "agent_runtime", "worker_mode"];
 /// Launch parameters that override a key of the worker's section, of the same name.
+/// Launch parameter for the time limit, where the request has none of its own.
+const TIME_KEY: &str = "time_limit";
 const SETTING_KEYS: [&str; 2] = ["approval_policy", "sandbox_mode"];
 
 impl Spec {
@@ -60,6 +67,8 @@ impl Spec {
             Some(name) => agent_of(name)?,
             None => provider.agent.unwrap_or(default_agent),
         };
+        let time = Some(asked.time.as_str()).filter(|time| !time.is_empty()).or_else(|| param(TIME_KEY));
+        let time = time.or_else(|| provider.defaults.get(TIME_KEY).map(String::as_str)).unwrap_or_default();
         let settings = SETTING_KEYS.into_iter().filter_map(|key| {
             let value = param(key).or_else(|| provider.defaults.get(key).map(String::as_str))?;
             Some((key.to_owned(), value.to_owned()))
@@ -77,6 +86,7 @@ impl Spec {
             settings: settings.collect(),
             agents_md: asked.agents_md.clone(),
             skills: skills.collect::<Result<_, Failure>>()?,
+            time_limit: walltime::parse(time)?,
         })
     }
 }
@@ -167,6 +177,22 @@ mod tests {
         }
         for count in [0, MAX_NODES + 1] {
             assert!(parse(&LaunchSpec { node_count: count, ..asked() }).is_err());
+        }
+    }
+
+    #[test]
+    fn a_time_limit_is_checked_wherever_it_comes_from() {
+        let with = |time: &str, param: &str| LaunchSpec {
+            time: time.into(),
+            params: [("time_limit".to_owned(), param.to_owned())].into(),
+            ..asked()
+        };
+        let limit = |asked: &LaunchSpec| parse(asked).map(|spec| spec.time_limit.map(|limit| limit.as_secs()));
+        assert_eq!(limit(&with("", "")), Ok(None));
+        assert_eq!(limit(&with("00:10:00", "5")), Ok(Some(600)));
+        assert_eq!(limit(&with("", "5")), Ok(Some(300)));
+        for wrong in [with("soon", ""), with("", "soon")] {
+            assert_eq!(limit(&wrong).unwrap_err().code, ErrorCode::InvalidRequest);
         }
     }
 

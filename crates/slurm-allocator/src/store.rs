@@ -196,6 +196,7 @@ mod tests {
             hosts: Vec::new(),
             swarm: SwarmRecord {
                 release: None,
+                limit: None,
                 over_us: None,
                 nodes: vec![NodeRecord {
                     generation: Generation(3),

@@ -11,6 +11,7 @@
 //! | `delay=200ms` | waits that long before it answers; can be interrupted |
 //! | `deltas=1000` | streams that many deltas instead of the words; the answer then only says so |
 //! | `size=300` | bytes of each of those deltas |
+//! | `over=2s` | spreads the pieces of the answer evenly over that long; can be interrupted |
 //! | `usage=42` | reports that many tokens for the turn |
 //! | `crash` | the process is gone at once, as if it had been aborted |
 //!
@@ -52,6 +53,7 @@ pub const LEDGER: &str = "echo-ledger.jsonl";
 struct Plan {
     text: String,
     delay: Duration,
+    over: Duration,
     deltas: Option<u64>,
     size: usize,
     usage: Option<u64>,
@@ -97,6 +99,7 @@ impl Plan {
                     return;
                 }
                 "delay" => value.parse().map(|HumanDuration(delay)| self.delay = delay).is_ok(),
+                "over" => value.parse().map(|HumanDuration(over)| self.over = over).is_ok(),
                 "deltas" => value.parse().map(|count| self.deltas = Some(count)).is_ok(),
                 "size" => value.parse().map(|size| self.size = size).is_ok(),
                 "usage" => value.parse().map(|tokens| self.usage = Some(tokens)).is_ok(),
@@ -146,6 +149,26 @@ struct Running {
     answers: VecDeque<(String, bool)>,
 }
 
+/// When each piece of an answer is due.
+struct Pace {
+    begun: Instant,
+    over: Duration,
+    count: u64,
+    given: u64,
+}
+
+impl Pace {
+    fn new(over: Duration, count: u64) -> Self {
+        Self { begun: Instant::now(), over, count: count.max(1), given: 0 }
+    }
+
+    /// When the next piece is due; the last one at the end of the time.
+    fn next(&mut self) -> Instant {
+        self.given += 1;
+        self.begun + self.over.mul_f64(self.given as f64 / self.count as f64)
+    }
+}
+
 struct Echo {
     ledger: PathBuf,
     commands: mpsc::Receiver<AgentCommand>,
@@ -187,7 +210,7 @@ impl Echo {
         if plan.crash {
             std::process::exit(134);
         }
-        self.pause(plan.delay).await?;
+        self.pause_until(Instant::now() + plan.delay).await?;
         let mut text = plan.text;
         for word in &plan.unknown {
             add_line(&mut text, &format!("unknown directive {word:?}"));
@@ -196,7 +219,7 @@ impl Echo {
             let approved = self.ask(injection, index, command).await?;
             add_line(&mut text, if approved { "accepted" } else { "declined" });
         }
-        for steered in self.turn.as_mut().map(|turn| std::mem::take(&mut turn.steered)).unwrap_or_default() {
+        for steered in self.take_steered() {
             add_line(&mut text, &steered);
         }
         if self.interrupted() {
@@ -207,34 +230,44 @@ impl Echo {
             self.say(injection, "agent_error", data).await?;
             return Ok(TurnOutcome::failed(ErrorCode::Internal, reason));
         }
-        match plan.deltas {
-            Some(count) => {
-                self.stream(injection, count, plan.size).await?;
-                text = format!("{count} deltas of {} bytes", plan.size);
-            }
-            None => {
-                for piece in pieces(&text) {
-                    self.say(injection, "assistant_delta", json!({ "content": piece })).await?;
+        if let Some(count) = plan.deltas {
+            self.stream(injection, count, plan.size, plan.over).await?;
+            text = format!("{count} deltas of {} bytes", plan.size);
+        } else {
+            let pieces = pieces(&text);
+            let mut pace = Pace::new(plan.over, pieces.len() as u64);
+            for piece in pieces {
+                self.pause_until(pace.next()).await?;
+                if self.interrupted() {
+                    break;
                 }
+                self.say(injection, "assistant_delta", json!({ "content": piece })).await?;
             }
         }
         if self.interrupted() {
             return Ok(TurnOutcome::interrupted(""));
+        }
+        // What was steered in while the answer was streamed.
+        for steered in self.take_steered() {
+            self.say(injection, "assistant_delta", json!({ "content": format!("\n{steered}") })).await?;
+            add_line(&mut text, &steered);
         }
         self.report_usage(injection, prompt, &text, plan.usage).await?;
         self.say(injection, "assistant", json!({ "content": text, "final_answer": true })).await?;
         Ok(TurnOutcome::completed(text))
     }
 
-    async fn stream(&mut self, injection: &InjectionId, count: u64, size: usize) -> Result<(), Gone> {
+    async fn stream(&mut self, injection: &InjectionId, count: u64, size: usize, over: Duration) -> Result<(), Gone> {
+        let mut pace = Pace::new(over, count);
         for index in 0..count {
+            self.pause_until(pace.next()).await?;
             if index % 64 == 0 {
                 while let Ok(command) = self.commands.try_recv() {
                     self.obey(command).await?;
                 }
-                if self.interrupted() {
-                    return Ok(());
-                }
+            }
+            if self.interrupted() {
+                return Ok(());
             }
             let mut content = format!("{index} ");
             content.extend(std::iter::repeat_n('.', size.saturating_sub(content.len())));
@@ -295,8 +328,7 @@ impl Echo {
     }
 
     /// Waits, and obeys what comes meanwhile. An interrupt ends the wait.
-    async fn pause(&mut self, delay: Duration) -> Result<(), Gone> {
-        let end = Instant::now() + delay;
+    async fn pause_until(&mut self, end: Instant) -> Result<(), Gone> {
         while !self.interrupted() && Instant::now() < end {
             tokio::select! {
                 () = sleep_until(end) => {}
@@ -338,6 +370,11 @@ impl Echo {
             }
         }
         Ok(())
+    }
+
+    /// The prompts steered into the turn since the last look.
+    fn take_steered(&mut self) -> Vec<String> {
+        self.turn.as_mut().map(|turn| std::mem::take(&mut turn.steered)).unwrap_or_default()
     }
 
     fn interrupted(&self) -> bool {
@@ -411,10 +448,12 @@ mod tests {
 
     #[test]
     fn directives_are_obeyed_and_the_rest_is_answered() {
-        let plan = Plan::of("hello\n@echo delay=200ms usage=7 bogus size=x\n  @echo approval=rm -rf a=b\nthere");
+        let plan =
+            Plan::of("hello\n@echo delay=200ms over=2s usage=7 bogus size=x\n  @echo approval=rm -rf a=b\nthere");
         let expected = Plan {
             text: "hello\nthere".into(),
             delay: Duration::from_millis(200),
+            over: Duration::from_secs(2),
             size: 16,
             usage: Some(7),
             approvals: vec!["rm -rf a=b".into()],
@@ -426,6 +465,64 @@ mod tests {
         assert_eq!(Plan::of("@echo fail=no disk").fail.as_deref(), Some("no disk"));
         assert!(Plan::of("@echo crash").crash);
         assert_eq!(Plan::of("say @echo crash in a line").text, "say @echo crash in a line");
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_spread_over_its_time_takes_in_what_is_steered_and_ends_when_interrupted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (commands, received) = mpsc::channel(8);
+        let (sent, mut events) = mpsc::channel(64);
+        let agent = Box::new(EchoAgent::new(dir.path()));
+        let run = agent.run(received, sent);
+        let drive = async {
+            let first = "first".parse::<InjectionId>().unwrap();
+            let begin = |injection: &InjectionId| AgentCommand::Begin {
+                injection: injection.clone(),
+                prompt: "@echo deltas=4 over=800ms".to_owned(),
+                trace: None,
+            };
+            let begun = Instant::now();
+            commands.send(begin(&first)).await.unwrap();
+            let mut deltas = Vec::new();
+            let outcome = loop {
+                match events.recv().await.unwrap() {
+                    AgentEvent::Event { kind, data, .. } if kind == "assistant_delta" => {
+                        deltas.push((begun.elapsed(), data["content"].as_str().unwrap().trim().to_owned()));
+                        if deltas.len() == 2 {
+                            let (injection, into) = ("steered".parse::<InjectionId>().unwrap(), first.clone());
+                            let steer = AgentCommand::Steer { injection, into, prompt: "faster".to_owned() };
+                            commands.send(steer).await.unwrap();
+                        }
+                    }
+                    AgentEvent::TurnEnded { outcome, .. } => break outcome,
+                    _ => {}
+                }
+            };
+            assert_eq!(deltas.len(), 5, "{deltas:?}");
+            for (index, (at, _)) in deltas.iter().enumerate() {
+                let due = Duration::from_millis(200 * (index as u64 + 1).min(4));
+                assert!(*at >= due, "{deltas:?}");
+            }
+            assert_eq!(deltas[4].1, "faster");
+            assert_eq!(outcome, TurnOutcome::completed("4 deltas of 16 bytes\nfaster".to_owned()));
+
+            let second = "second".parse::<InjectionId>().unwrap();
+            commands.send(begin(&second)).await.unwrap();
+            commands.send(AgentCommand::Interrupt { injection: second }).await.unwrap();
+            let mut pieces = 0;
+            let outcome = loop {
+                match events.recv().await.unwrap() {
+                    AgentEvent::Event { .. } => pieces += 1,
+                    AgentEvent::TurnEnded { outcome, .. } => break outcome,
+                    _ => {}
+                }
+            };
+            assert_eq!(outcome, TurnOutcome::interrupted(""));
+            assert!(pieces < 4, "the interrupt did not cut it short");
+            commands.send(AgentCommand::Stop).await.unwrap();
+            while events.recv().await.is_some() {}
+        };
+        tokio::join!(run, drive);
     }
 
     #[test]

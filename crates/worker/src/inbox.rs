@@ -11,6 +11,7 @@ use drover_types::InjectionId;
 use notify::Watcher as _;
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -170,6 +171,12 @@ struct ApprovalData {
 }
 
 #[derive(Deserialize)]
+struct KeyringData<'a> {
+    #[serde(borrow)]
+    ring: &'a RawValue,
+}
+
+#[derive(Deserialize)]
 struct ShutdownData {
     #[serde(default)]
     reason: Option<String>,
@@ -192,6 +199,11 @@ fn order(kind: &str, data: &str) -> Order {
                 decision,
             }),
             Err(error) => Order::Unusable { why: format!("the approval cannot be read: {error}") },
+        },
+        "keyring" => match serde_json::from_str::<KeyringData<'_>>(data) {
+            Ok(KeyringData { ring }) => Order::Keyring { ring: ring.get().into() },
+            // What the parser says may quote it, and it is secret.
+            Err(_) => Order::Unusable { why: "the key ring cannot be read".to_owned() },
         },
         "shutdown" => {
             let ShutdownData { reason, ends_swarm } =

@@ -9,6 +9,8 @@
 //! timers, SIGTERM, Drain -> +-------+ ---------> agent commands
 //! ```
 //!
+//! Beside it runs the membership daemon of its node, which it starts and ends: see `membership`.
+//!
 //! Who it is comes from whoever started it or, with `--static`, from the assignment of its host: see `static_host`.
 //!
 //! `core` decides and touches nothing; `shell` carries out what it decided, in order; `run` puts both together. An agent
@@ -24,6 +26,7 @@ mod grpc;
 mod inbox;
 mod journal;
 mod make;
+mod membership;
 mod metrics;
 mod node;
 mod run;

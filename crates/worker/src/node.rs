@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use drover_config::WorkerConfig;
+use drover_config::{Config, WorkerConfig};
 use drover_mailbox::{Mailbox, StreamWriter};
 use drover_service::{Context, now_us, process};
 use drover_types::{AgentKind, ErrorCode, Failure, Generation, JobId, NodeIndex, OutboxId, SwarmId};
@@ -18,6 +18,7 @@ use crate::core::{Core, Effect, Policy};
 use crate::grpc::Seat;
 use crate::inbox::InboxReader;
 use crate::make::{Unusable, make_agent};
+use crate::membership::{Companion, Plan};
 use crate::metrics::Metrics;
 use crate::shell::{Feeds, Shell};
 use crate::store::{KEEP_BYTES, Stamp, Store};
@@ -29,6 +30,8 @@ const EVENTS: usize = 4096;
 const COMMANDS: usize = 64;
 /// Chunks of the inbox that may wait for the loop.
 const CHUNKS: usize = 4;
+/// Records of the membership that may wait for the loop; it waits when there are more.
+const WORDS: usize = 16;
 /// The working directory of the agent, below the node's.
 pub(crate) const WORK: &str = "work";
 /// A journal is small; its segments need not be.
@@ -45,6 +48,8 @@ pub(crate) struct Identity {
     pub(crate) mailbox: Mailbox,
     pub(crate) node_dir: PathBuf,
     pub(crate) agent: AgentKind,
+    /// Directory of its key and certificate.
+    pub(crate) proof: Option<PathBuf>,
 }
 
 /// A node that is ours, with everything that earlier generations left.
@@ -57,12 +62,14 @@ pub(crate) struct TakenOver {
     inbox_from: drover_mailbox::Cursor,
     laid_out: Result<usize, Failure>,
     node_dir: PathBuf,
+    kind: AgentKind,
+    proof: Option<PathBuf>,
 }
 
 impl TakenOver {
     /// Locks the node, claims the generation, reads the journals. Blocks.
     pub(crate) fn take(identity: Identity, config: &WorkerConfig) -> anyhow::Result<Self> {
-        let Identity { swarm, node, generation, job, mailbox, node_dir, agent } = identity;
+        let Identity { swarm, node, generation, job, mailbox, node_dir, agent, proof } = identity;
         let lock = lock_node(&node_dir, &swarm, node)?;
         let id = claim_generation(&mailbox, &swarm, node, generation)?;
         let (memory, earlier) =
@@ -86,13 +93,24 @@ impl TakenOver {
         let mut effects = Vec::new();
         let inbox_from = memory.low;
         let core = Core::start(policy(config, agent), memory.low, memory.taken, memory.history, lost, &mut effects);
-        Ok(Self { id, mailbox, _lock: lock, store, core: (core, effects), inbox_from, laid_out, node_dir })
+        Ok(Self {
+            id,
+            mailbox,
+            _lock: lock,
+            store,
+            core: (core, effects),
+            inbox_from,
+            laid_out,
+            node_dir,
+            kind: agent,
+            proof,
+        })
     }
 
     /// The agent for it: the one asked for, or one that says what is wrong with the node's directory.
-    pub(crate) fn agent(&self, kind: AgentKind, config: &WorkerConfig) -> Box<dyn Agent> {
+    pub(crate) fn agent(&self, config: &WorkerConfig) -> Box<dyn Agent> {
         match &self.laid_out {
-            Ok(_) => make_agent(kind, config, &self.node_dir),
+            Ok(_) => make_agent(self.kind, config, &self.node_dir),
             Err(failure) => Box::new(Unusable(failure.clone())),
         }
     }
@@ -101,13 +119,13 @@ impl TakenOver {
     pub(crate) async fn serve(
         self,
         ctx: &Context,
-        kind: AgentKind,
+        config: &Arc<Config>,
         agent: Box<dyn Agent>,
         metrics: Metrics,
         door: &watch::Sender<Option<Seat>>,
         opened: impl FnOnce() -> anyhow::Result<()> + Send,
     ) -> anyhow::Result<()> {
-        let Self { id, mailbox, _lock, store, core, inbox_from, .. } = self;
+        let Self { id, mailbox, _lock, store, core, inbox_from, node_dir, kind, proof, .. } = self;
         info!(
             swarm_id = %id.swarm, node_id = %id.node, generation = %id.generation, agent = %kind,
             inbox_seq = inbox_from.seq, "serving"
@@ -135,14 +153,21 @@ impl TakenOver {
                 () = abandoned.cancelled() => {}
             }
         });
+        let config = Arc::clone(config);
+        let identity = proof;
+        let plan = Plan { id: id.clone(), agent: kind, identity, mailbox: mailbox.root().to_owned(), node_dir, config };
+        let (words_in, words) = mpsc::channel(WORDS);
         let fence = {
             let id = id.clone();
             Arc::new(move || is_superseded(&mailbox, &id))
         };
         let shell = Shell::new(id, core, store, commands, fence, control, status_in, metrics);
-        let ended = shell.drive(Feeds { events, inbox, drains, shutdown: ctx.shutdown().clone() }).await;
+        // Everything the agent needs is under way; nothing waits for this.
+        let companion = Companion::start(plan, ctx, shell.ears(), words_in);
+        let ended = shell.drive(Feeds { events, inbox, drains, words, shutdown: ctx.shutdown().clone() }).await;
         door.send_replace(None);
         abandon.cancel();
+        companion.end().await;
         ended
     }
 }

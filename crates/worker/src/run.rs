@@ -43,6 +43,9 @@ pub struct WorkerArgs {
     /// Agent to run: codex or echo; without it worker.agent of the configuration
     #[arg(long, value_name = "NAME", env = "DROVER_AGENT")]
     agent: Option<String>,
+    /// Directory of the node's key and certificate; without it the node takes no part in the gossip
+    #[arg(long, value_name = "DIR", env = "DROVER_IDENTITY")]
+    identity: Option<PathBuf>,
     /// Serve whatever node the static backend assigns to this host, one after another, until told to end
     #[arg(long = "static")]
     static_host: bool,
@@ -66,6 +69,7 @@ impl Identity {
             mailbox: Mailbox::new(dir(needed(args.mailbox, "--mailbox", "DROVER_MAILBOX")?)?),
             node_dir: dir(needed(args.node_dir, "--node-dir", "DROVER_NODE_DIR")?)?,
             agent,
+            proof: args.identity.filter(|dir| !dir.as_os_str().is_empty()).map(dir).transpose()?,
         })
     }
 }
@@ -108,13 +112,12 @@ impl Daemon for Worker {
         }
         let identity = Identity::of(args, &config.worker)?;
         let listener = ctx.bind("the worker", explicit, DEFAULT_LISTEN)?;
-        let kind = identity.agent;
         let settings = config.worker.clone();
         let taken = tokio::task::spawn_blocking(move || TakenOver::take(identity, &settings)).await??;
-        let agent = taken.agent(kind, &config.worker);
+        let agent = taken.agent(&config.worker);
         let (seat_in, seat) = watch::channel(None);
         let metrics = Metrics::register(&ctx.registry());
         let opened = || Server::new(&ctx).grpc(Door { seat }.service()).serve(listener).map(drop);
-        taken.serve(&ctx, kind, agent, metrics, &seat_in, opened).await
+        taken.serve(&ctx, &config, agent, metrics, &seat_in, opened).await
     }
 }

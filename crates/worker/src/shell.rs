@@ -9,14 +9,16 @@ use anyhow::anyhow;
 use drover_config::WorkerConfig;
 use drover_service::now_us;
 use drover_types::{ErrorCode, Failure, OutboxId};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::agent::{AgentCommand, AgentEvent};
-use crate::core::{Core, Delivery, Effect, Exit, Input, Status, Timer};
+use crate::core::{Core, Delivery, Effect, Exit, Input, Status, Timer, kind};
 use crate::inbox::InboxControl;
+use crate::membership::{Ears, Word};
 use crate::metrics::Metrics;
 use crate::spans::Spans;
 use crate::store::{Store, StoreError};
@@ -41,6 +43,7 @@ pub(crate) struct Feeds {
     pub(crate) events: mpsc::Receiver<AgentEvent>,
     pub(crate) inbox: mpsc::Receiver<Vec<Delivery>>,
     pub(crate) drains: mpsc::Receiver<Drain>,
+    pub(crate) words: mpsc::Receiver<Word>,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -60,6 +63,9 @@ pub(crate) struct Shell<S> {
     superseded: Arc<dyn Fn() -> bool + Send + Sync>,
     inbox: InboxControl,
     status: watch::Sender<Status>,
+    /// What the membership beside this worker hears of it, beside the status.
+    ring: watch::Sender<Option<Arc<str>>>,
+    hello: watch::Sender<Option<Arc<Value>>>,
     metrics: Metrics,
     spans: Spans,
     told_dropped: u64,
@@ -97,10 +103,17 @@ impl<S: crate::store::Sink> Shell<S> {
             superseded,
             inbox,
             status,
+            ring: watch::Sender::new(None),
+            hello: watch::Sender::new(None),
             metrics,
             spans: Spans::new(node),
             told_dropped: 0,
         }
+    }
+
+    /// What the membership beside this worker listens to.
+    pub(crate) fn ears(&self) -> Ears {
+        Ears { status: self.status.subscribe(), ring: self.ring.subscribe(), hello: self.hello.subscribe() }
     }
 
     /// Runs until the core says exit, and then until the agent has ended.
@@ -156,6 +169,7 @@ impl<S: crate::store::Sink> Shell<S> {
                 () = until(retry) => {}
                 () = until(last_words) => {}
                 Some(drain) = feeds.drains.recv() => self.drain(drain),
+                Some(Word { kind, data }) = feeds.words.recv() => self.handle(Input::Word { kind, data }),
                 () = feeds.shutdown.cancelled(), if !signalled => {
                     signalled = true;
                     self.handle(Input::Drain { reason: "the process was told to end by a signal".to_owned() });
@@ -238,6 +252,9 @@ impl<S: crate::store::Sink> Shell<S> {
                 Effect::Write { injection, trace, kind, data } => {
                     let trace = self.spans.trace_of(injection.as_ref(), trace.as_ref(), &kind, &data);
                     store.write(ts, injection.as_ref(), trace, &kind, &data);
+                    if kind == kind::WORKER_HELLO {
+                        self.hello.send_replace(Some(Arc::new(data["detail"].clone())));
+                    }
                 }
                 Effect::SyncOutbox => store.sync_outbox(),
                 Effect::Journal(entry) => {
@@ -246,6 +263,9 @@ impl<S: crate::store::Sink> Shell<S> {
                 }
                 Effect::SyncJournal => store.sync_journal(),
                 Effect::Agent(command) => self.outgoing.push_back(command),
+                Effect::Keyring(ring) => {
+                    self.ring.send_replace(Some(ring));
+                }
                 Effect::SetTimer(timer, at) => {
                     self.timers.insert(timer, Instant::from_std(at));
                 }

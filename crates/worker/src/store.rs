@@ -321,6 +321,8 @@ fn is_needed(kind: &str) -> bool {
         kind::ASSISTANT
             | kind::APPROVAL_REQUIRED
             | kind::APPROVAL_RESOLVED
+            | kind::KEYRING_STATE
+            | kind::MEMBERSHIP_NOTES
             | kind::TURN_COMPLETE
             | kind::TURN_STARTED
             | kind::WORKER_BYE

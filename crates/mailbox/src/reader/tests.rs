@@ -230,3 +230,35 @@ proptest! {
         drain(&mut StreamReader::new(dir.path(), at(segment, offset)));
     }
 }
+
+/// A client whose attributes are old sees the next segment before it sees the end of the one before.
+#[test]
+fn on_a_network_file_system_a_segment_is_left_only_when_it_is_certain_to_be_over() {
+    let line = |seq: u64| {
+        format!(r#"{{"v":1,"seq":{seq},"ts":1,"job_id":"j","node_id":0,"gen":1,"type":"x","data":{{}}}}"#) + "\n"
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut reader = StreamReader::new(dir.path(), Cursor::default());
+    reader.on_network = Some(true);
+    put(dir.path(), 1, line(1).as_bytes());
+    assert_eq!(drain(&mut reader).0, line(1));
+    // The writer has gone on long since: records 2 and 3 here, the rest there.
+    put(dir.path(), 2, line(4).as_bytes());
+    assert_eq!(drain(&mut reader), (String::new(), vec![], (1, line(1).len() as u64)), "nothing is passed over");
+    put(dir.path(), 1, (line(1) + &line(2)[..30]).as_bytes());
+    assert_eq!(drain(&mut reader).0, "");
+    put(dir.path(), 1, (line(1) + &line(2) + &line(3)).as_bytes());
+    assert_eq!(drain(&mut reader).0, line(2) + &line(3) + &line(4), "it goes on where the numbers do");
+
+    // A segment that was never seen is no other case.
+    put(dir.path(), 4, line(6).as_bytes());
+    assert_eq!(drain(&mut reader).0, "");
+    put(dir.path(), 3, line(5).as_bytes());
+    assert_eq!(drain(&mut reader), (line(5) + &line(6), vec![], (4, line(6).len() as u64)));
+
+    // What is really lost is waited for only as long as a client may be wrong.
+    put(dir.path(), 5, line(9).as_bytes());
+    assert_eq!(drain(&mut reader).0, "");
+    reader.doubt = Instant::now().checked_sub(OLD_ATTRIBUTES);
+    assert_eq!(drain(&mut reader).0, line(9));
+}

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use drover_types::{Generation, NodeIndex};
 
 use crate::allocation::{AllocatedNode, AllocationState, WorkerState};
+use crate::walltime;
 
 pub(crate) use node::Process;
 use node::{Node, Phase, Term};
@@ -54,7 +55,7 @@ pub(crate) enum Input {
     Spawned { node: NodeIndex, generation: Generation, process: Process },
     /// A start was not carried out. One that counts is a failure of the node, else the trouble is ours.
     NotStarted { node: NodeIndex, generation: Generation, why: String, counts: bool },
-    /// The process of a node is gone. `how` reads on after "worker ", `tail` is what its log ended with.
+    /// The process of a node is gone. `how` reads on after "worker ", `tail` is where its log is and what that ended with.
     Ended { node: NodeIndex, generation: Generation, how: String, tail: String },
     /// The request to end has reached the process.
     TermSent { node: NodeIndex, generation: Generation },
@@ -100,6 +101,15 @@ struct Release {
     kill_at: Instant,
 }
 
+/// The time limit of a swarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limit {
+    length: Duration,
+    at: Instant,
+    /// It was what ended the swarm.
+    reached: bool,
+}
+
 /// How long after a kill it is repeated; a process in uninterruptible sleep takes its time.
 const KILL_AGAIN: Duration = Duration::from_secs(5);
 /// Pause before a start that failed for a reason of ours, such as a full disk, is tried again.
@@ -111,6 +121,7 @@ pub(crate) struct Swarm {
     policy: Policy,
     nodes: Vec<Node>,
     release: Option<Release>,
+    limit: Option<Limit>,
     over: Option<Instant>,
     /// "Ready" was said.
     announced: bool,
@@ -120,10 +131,11 @@ pub(crate) struct Swarm {
 }
 
 impl Swarm {
-    /// A swarm none of whose nodes ever ran.
-    pub(crate) fn new(policy: Policy, node_count: u32, now: Instant) -> Self {
+    /// A swarm none of whose nodes ever ran; it ends by itself after `limit`.
+    pub(crate) fn new(policy: Policy, node_count: u32, limit: Option<Duration>, now: Instant) -> Self {
+        let limit = limit.and_then(|length| Some(Limit { length, at: now.checked_add(length)?, reached: false }));
         let nodes = (0..node_count).map(|index| Node::new(NodeIndex(index), now)).collect();
-        Self { policy, nodes, release: None, over: None, announced: false, dirty: true, progress: Vec::new() }
+        Self { policy, nodes, release: None, limit, over: None, announced: false, dirty: true, progress: Vec::new() }
     }
 
     /// Takes note of what happened. Words about a generation that is no longer the node's are void.
@@ -181,6 +193,7 @@ impl Swarm {
 
     /// Decides everything that is due.
     pub(crate) fn advance(&mut self, now: Instant) -> Step {
+        self.end_at_limit(now);
         let mut effects = std::mem::take(&mut self.progress);
         let release = self.release;
         for node in &mut self.nodes {
@@ -201,7 +214,8 @@ impl Swarm {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let kill_at = self.release.map(|release| release.kill_at);
         let nodes = self.nodes.iter().filter_map(|node| node.deadline(&self.policy, kill_at));
-        nodes.chain(self.over.map(|over| over + self.policy.keep_over)).min()
+        let limit = self.limit.filter(|_| self.release.is_none() && self.over.is_none()).map(|limit| limit.at);
+        nodes.chain(self.over.map(|over| over + self.policy.keep_over)).chain(limit).min()
     }
 
     /// Its state and, when there is something to say, why.
@@ -214,12 +228,13 @@ impl Swarm {
                 (AllocationState::Failed, format!("every node was given up, the first: {}", first_failure()))
             } else {
                 let how = if self.release.is_some_and(|r| r.force) { "released at once" } else { "released" };
-                (AllocationState::Completed, how.into())
+                (AllocationState::Completed, self.limit_words().unwrap_or_else(|| how.into()))
             };
         }
         if let Some(release) = self.release {
             let how = if release.force { "workers are being killed" } else { "workers are draining" };
-            return (AllocationState::Completing, how.into());
+            let reason = self.limit_words().map_or_else(|| how.into(), |limit| format!("{limit}; {how}"));
+            return (AllocationState::Completing, reason);
         }
         let reason = if failed == 0 {
             String::new()
@@ -260,6 +275,22 @@ impl Swarm {
             asked.force = true;
             self.dirty = true;
         }
+    }
+
+    /// Its time is up: its workers drain as for a release that was asked for.
+    fn end_at_limit(&mut self, now: Instant) {
+        if self.release.is_none()
+            && self.over.is_none()
+            && let Some(limit) = self.limit.as_mut().filter(|limit| limit.at <= now)
+        {
+            limit.reached = true;
+            self.begin_release(now, false);
+        }
+    }
+
+    fn limit_words(&self) -> Option<String> {
+        let limit = self.limit.filter(|limit| limit.reached)?;
+        Some(format!("its time limit of {} was reached", walltime::words(limit.length)))
     }
 
     fn say_running(&mut self, node: NodeIndex, process: Process) {

@@ -134,7 +134,7 @@ impl Node {
     /// One more failure in a row: a restart after a pause, or the end.
     pub(super) fn failed_once(&mut self, policy: &Policy, now: Instant, jitter: f64, how: &str, tail: &str) {
         if self.restarts >= policy.max_restarts {
-            let tail = if tail.is_empty() { String::new() } else { format!("; its log ends: {tail}") };
+            let tail = if tail.is_empty() { String::new() } else { format!("; {tail}") };
             self.phase = Phase::Failed;
             self.reason = match policy.max_restarts {
                 0 => format!("worker {how}; worker.max_restarts allows no restart{tail}"),

@@ -8,7 +8,7 @@ use drover_types::{Generation, NodeIndex};
 use serde::{Deserialize, Serialize};
 
 use super::node::{Node, Phase, Process, Term};
-use super::{Policy, Release, Swarm};
+use super::{Limit, Policy, Release, Swarm};
 
 /// How long a node that waited for its next start goes on waiting after a restart of the allocator; what was left of its
 /// pause is not remembered.
@@ -20,6 +20,9 @@ pub(crate) struct SwarmRecord {
     /// Its end, once asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) release: Option<ReleaseRecord>,
+    /// How long it may last, where that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) limit: Option<LimitRecord>,
     /// When it was over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) over_us: Option<u64>,
@@ -34,6 +37,18 @@ pub(crate) struct ReleaseRecord {
     pub(crate) force: bool,
     /// When the workers that still run are killed.
     pub(crate) kill_at_us: u64,
+}
+
+/// A time limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LimitRecord {
+    /// As asked for.
+    pub(crate) seconds: u64,
+    /// When it is reached.
+    pub(crate) at_us: u64,
+    /// It was what ended the swarm.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) reached: bool,
 }
 
 /// One node.
@@ -80,6 +95,11 @@ impl Swarm {
         };
         SwarmRecord {
             release: self.release.map(|r| ReleaseRecord { force: r.force, kill_at_us: unix(r.kill_at) }),
+            limit: self.limit.map(|limit| LimitRecord {
+                seconds: limit.length.as_secs(),
+                at_us: unix(limit.at),
+                reached: limit.reached,
+            }),
             over_us: self.over.map(unix),
             nodes: self.nodes.iter().map(record_of).collect(),
         }
@@ -95,13 +115,19 @@ impl Swarm {
             let left = Duration::from_micros(release.kill_at_us.saturating_sub(now_us)).min(policy.kill_after);
             Release { force: release.force, kill_at: now + left }
         });
+        let limit = record.limit.and_then(|limit| {
+            let length = Duration::from_secs(limit.seconds);
+            // Likewise.
+            let left = Duration::from_micros(limit.at_us.saturating_sub(now_us)).min(length);
+            Some(Limit { length, at: now.checked_add(left)?, reached: limit.reached })
+        });
         let over = record.over_us.map(|over_us| {
             let age = Duration::from_micros(now_us.saturating_sub(over_us)).min(policy.keep_over);
             // Shortly after boot there may be no instant that long ago; then it is kept a little longer.
             now.checked_sub(age).unwrap_or(now)
         });
         let announced = nodes.iter().any(|node| node.ran);
-        Self { policy, nodes, release, over, announced, dirty: false, progress: Vec::new() }
+        Self { policy, nodes, release, limit, over, announced, dirty: false, progress: Vec::new() }
     }
 }
 

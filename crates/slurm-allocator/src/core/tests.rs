@@ -29,7 +29,7 @@ fn spawned(generation: u32) -> Input {
 }
 
 fn ended(generation: u32) -> Input {
-    let (how, tail) = ("ended with signal 9".into(), "last words".into());
+    let (how, tail) = ("ended with signal 9".into(), "its log ends: last words".into());
     Input::Ended { node: NODE, generation: Generation(generation), how, tail }
 }
 
@@ -49,7 +49,7 @@ impl Bench {
 
     fn new(policy: Policy) -> Self {
         let now = Instant::now() + Duration::from_secs(10_000);
-        Self { swarm: Swarm::new(policy, 1, now), now }
+        Self { swarm: Swarm::new(policy, 1, None, now), now }
     }
 
     fn step(&mut self, input: Option<Input>) -> Step {
@@ -148,6 +148,35 @@ fn force_kills_at_once_also_in_the_middle_of_a_drain() {
     let mut bench = Bench::running();
     bench.step(Some(Input::Release { force: false }));
     assert_eq!(Bench::signals(&bench.step(Some(Input::Release { force: true }))), [Kill::Kill]);
+}
+
+#[test]
+fn a_time_limit_drains_the_swarm_also_when_the_allocator_was_restarted_meanwhile() {
+    let minute = Duration::from_mins(1);
+    let mut bench = Bench::new(policy());
+    bench.swarm = Swarm::new(policy(), 1, Some(10 * minute), bench.now);
+    bench.step(None);
+    bench.step(Some(spawned(1)));
+    assert_eq!(bench.swarm.next_deadline(), Some(bench.now + 10 * minute));
+    bench.after(4 * minute);
+    // Restored twice, the second time with a clock that went back an hour: that prolongs nothing beyond the limit.
+    let record = bench.swarm.record(bench.now, 4_000_000_000);
+    bench.swarm = Swarm::restore(policy(), &record, bench.now, 4_000_000_000);
+    assert_eq!(bench.swarm.next_deadline(), Some(bench.now + 6 * minute));
+    let back = Swarm::restore(policy(), &record, bench.now, 0);
+    assert_eq!(back.next_deadline(), Some(bench.now + 10 * minute));
+    assert_eq!(Bench::signals(&bench.after(Duration::from_millis(6 * 60_000 - 1))), []);
+    let step = bench.after(Duration::from_millis(1));
+    assert!(step.store);
+    assert_eq!(Bench::signals(&step), [Kill::Term]);
+    let (state, reason) = bench.swarm.state();
+    assert_eq!(state, AllocationState::Completing);
+    assert!(reason.starts_with("its time limit of 00:10:00 was reached"), "{reason}");
+    let record = bench.swarm.record(bench.now, 5_000_000_000);
+    bench.swarm = Swarm::restore(policy(), &record, bench.now, 5_000_000_000);
+    bench.step(Some(ended(1)));
+    let over = bench.swarm.state();
+    assert_eq!(over, (AllocationState::Completed, "its time limit of 00:10:00 was reached".to_owned()));
 }
 
 #[test]
@@ -295,7 +324,7 @@ const NODES: u32 = 3;
 impl Model {
     fn new() -> Self {
         let now = Instant::now() + Duration::from_secs(100_000);
-        let swarm = Swarm::new(policy(), NODES, now);
+        let swarm = Swarm::new(policy(), NODES, None, now);
         let disk = swarm.record(now, 1_000_000_000);
         let count = NODES as usize;
         let reality = Reality { alive: vec![None; count], highest: vec![Generation(0); count], ..Reality::default() };

@@ -8,12 +8,14 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use drover_mailbox::Mailbox;
 use drover_types::{AgentKind, Generation, JobId, NodeIndex, SwarmId};
 
 use super::process::is_program;
 use crate::files::make_dir;
+use crate::membership::Membership;
 
 /// Names another program than our own as the worker; for tests and for trying out a build.
 const WORKER_BIN: &str = "DROVER_WORKER_BIN";
@@ -44,6 +46,7 @@ pub(super) struct Launcher {
     mailbox: Mailbox,
     environment: BTreeMap<OsString, OsString>,
     setsid: Option<PathBuf>,
+    membership: Option<Arc<Membership>>,
 }
 
 /// A program and the arguments that make it a worker.
@@ -75,7 +78,31 @@ impl Launcher {
         if let Some(file) = config_file {
             environment.insert("DROVER_CONFIG".into(), file.into());
         }
-        Self { nodes, mailbox, environment, setsid: find_on_path("setsid") }
+        Self { nodes, mailbox, environment, setsid: find_on_path("setsid"), membership: None }
+    }
+
+    /// Nodes get an identity for the gossip, and a charter.
+    pub(super) fn with_membership(mut self, membership: &Arc<Membership>) -> Self {
+        self.membership = Some(Arc::clone(membership));
+        self
+    }
+
+    /// A swarm of so many nodes is about to start; another one lives, or none.
+    pub(super) fn before_launch(&self, swarm: &SwarmId, nodes: u32, others_live: bool) {
+        if let Some(membership) = &self.membership {
+            membership.before_launch(swarm, nodes, others_live);
+        }
+    }
+
+    /// Takes back the identities of a swarm that has ended.
+    pub(super) fn withdraw(&self, swarm: &SwarmId, nodes: u32) {
+        for node in (0..nodes).map(NodeIndex) {
+            Membership::withdraw(&self.identity_dir(swarm, node));
+        }
+    }
+
+    fn identity_dir(&self, swarm: &SwarmId, node: NodeIndex) -> PathBuf {
+        self.node_dir(swarm, node).join("identity")
     }
 
     /// Working directory of a node.
@@ -133,6 +160,12 @@ impl Launcher {
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(log);
+        let identity = self.membership.as_ref().and_then(|membership| {
+            membership.identity(&self.identity_dir(&order.swarm, order.node), &order.swarm, order.node)
+        });
+        if let Some(dir) = identity {
+            command.env("DROVER_IDENTITY", dir);
+        }
         for (key, value) in &order.settings {
             command.env(format!("DROVER_WORKER__{}", key.to_ascii_uppercase()), value);
         }
@@ -147,9 +180,14 @@ impl Launcher {
         OpenOptions::new().create(true).append(true).mode(0o600).open(path)
     }
 
-    /// The last lines of a node's log, on one line; empty when there is nothing to read.
-    pub(super) fn log_tail(&self, swarm: &SwarmId, node: NodeIndex) -> String {
-        read_end(&self.log_file(swarm, node)).map_or_else(|_| String::new(), |bytes| last_lines(&bytes))
+    /// Where a node's log is and its last lines, on one line; empty when there is none.
+    pub(super) fn log_words(&self, swarm: &SwarmId, node: NodeIndex) -> String {
+        let path = self.log_file(swarm, node);
+        let Ok(bytes) = read_end(&path) else { return String::new() };
+        match last_lines(&bytes) {
+            none if none.is_empty() => format!("its log is {}", path.display()),
+            lines => format!("its log {} ends: {lines}", path.display()),
+        }
     }
 }
 

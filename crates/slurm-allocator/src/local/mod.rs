@@ -36,6 +36,7 @@ use crate::board::Board;
 use crate::catalogue::BackendKind;
 use crate::core::{Input, Policy, Swarm, SwarmRecord};
 use crate::files::make_dir;
+use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::store::{self, Record, Store};
 use launcher::Launcher;
@@ -74,6 +75,7 @@ impl Local {
         store: Store,
         mailbox: Mailbox,
         metrics: Metrics,
+        membership: &Arc<Membership>,
     ) -> io::Result<Self> {
         let worker = &config.worker;
         let policy = Policy {
@@ -85,6 +87,7 @@ impl Local {
         };
         let nodes = ctx.state().join("nodes")?;
         let launcher = Launcher::new(ctx.state().path(), nodes, mailbox, ctx.config_file(), &worker.agent_env);
+        let launcher = launcher.with_membership(membership);
         Ok(Self {
             ctx: ctx.clone(),
             shared: Arc::new(Shared {
@@ -198,7 +201,7 @@ impl Local {
 impl Backend for Local {
     async fn launch(&self, request: Request) -> Result<Allocation, Failure> {
         let Request { swarm, spec, provider } = request;
-        let count = spec.node_count;
+        let (count, limit) = (spec.node_count, spec.time_limit);
         if count > self.max_nodes {
             let message = format!("{count} nodes are more than the {} that may run on this machine", self.max_nodes);
             return Err(Failure::new(ErrorCode::InvalidRequest, message)
@@ -218,12 +221,18 @@ impl Backend for Local {
             host: self.shared.host.clone(),
             boot_id: self.shared.boot_id.clone(),
             hosts: Vec::new(),
-            swarm: SwarmRecord { release: None, over_us: None, nodes: Vec::new() },
+            swarm: SwarmRecord { release: None, limit: None, over_us: None, nodes: Vec::new() },
         };
         let shared = Arc::clone(&self.shared);
         let prepared = {
             let swarm = swarm.clone();
-            tokio::task::spawn_blocking(move || prepare::prepare_nodes(&shared.launcher, &swarm, &spec)).await
+            let others_live = shared.board.living().iter().any(|(other, _)| *other != swarm);
+            tokio::task::spawn_blocking(move || {
+                prepare::prepare_nodes(&shared.launcher, &swarm, &spec)?;
+                shared.launcher.before_launch(&swarm, count, others_live);
+                Ok(())
+            })
+            .await
         };
         flatten(prepared).map_err(|error| cannot_prepare(&error))?;
         self.progress(&swarm, "config", "directories and bundles are in place".into());
@@ -231,7 +240,7 @@ impl Backend for Local {
         let found = self.look(&record, count, true).await.map_err(|error| {
             Failure::new(ErrorCode::StoreUnavailable, format!("{error:#}")).hint("check the mailbox directory")
         })?;
-        let core = Swarm::new(self.shared.policy.clone(), count, Instant::now());
+        let core = Swarm::new(self.shared.policy.clone(), count, limit, Instant::now());
         supervisor::save(&self.shared, &record, &core).await.map_err(|error| error.failure())?;
         self.shared.metrics.launches.inc();
         info!(swarm_id = %swarm, job_id = %job, nodes = count, "launching");

@@ -91,6 +91,7 @@ mod tests {
             settings: BTreeMap::new(),
             agents_md: "rules".into(),
             skills: vec![skill("old/SKILL.md")],
+            time_limit: None,
         };
         prepare_mailbox(&mailbox, &swarm, &spec).unwrap();
         spec.skills = vec![skill("fmt/SKILL.md"), skill("fmt/deep/x.txt")];

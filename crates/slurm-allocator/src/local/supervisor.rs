@@ -328,7 +328,12 @@ impl Supervisor {
     async fn forget(&mut self) {
         let shared = Arc::clone(&self.shared);
         let swarm = self.record.swarm_id.clone();
-        let removed = tokio::task::spawn_blocking(move || shared.store.remove(&swarm)).await;
+        let nodes = self.record.swarm.nodes.len() as u32;
+        let removed = tokio::task::spawn_blocking(move || {
+            shared.launcher.withdraw(&swarm, nodes);
+            shared.store.remove(&swarm)
+        });
+        let removed = removed.await;
         if let Ok(Err(error)) = removed {
             // It is over all the same; the next start reads the record once more and tries again.
             warn!(swarm_id = %self.record.swarm_id, error = error.failure().message, "a record cannot be removed");
@@ -399,7 +404,7 @@ fn post_mortem(
             Err(error) => how = format!("ended, and the system does not say how: {error}"),
         }
     }
-    (how, shared.launcher.log_tail(&record.swarm_id, node))
+    (how, shared.launcher.log_words(&record.swarm_id, node))
 }
 
 fn search<'a>(shared: &'a Shared, record: &'a Record) -> Search<'a> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use drover_types::{AgentKind, JobId, NodeIndex, SwarmId};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ pub(super) struct Assigned {
     pub(super) settings: BTreeMap<String, String>,
     #[serde(default)]
     pub(super) release: Option<ReleaseOrder>,
+    /// Directory of the node's identity, below the mailbox root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) identity: Option<PathBuf>,
 }
 
 /// The worker is to end.
@@ -40,6 +43,7 @@ impl Assigned {
             agent: record.agent,
             settings: record.settings.clone(),
             release,
+            identity: None,
         }
     }
 }
@@ -78,6 +82,11 @@ impl Files {
     /// Where workers say what they do.
     pub(super) fn workers(&self) -> PathBuf {
         self.dir.join("workers")
+    }
+
+    /// Where a host's identity lies, below the mailbox root.
+    pub(super) fn identity(host: &str) -> PathBuf {
+        Path::new("static").join(format!("{host}.identity"))
     }
 
     /// What a host is assigned to, by whomever.
@@ -159,6 +168,7 @@ mod tests {
             agent: AgentKind::Echo,
             settings: BTreeMap::new(),
             release,
+            identity: None,
         }
     }
 

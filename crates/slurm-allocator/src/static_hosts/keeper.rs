@@ -13,9 +13,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use super::Shared;
-use super::file::{Assigned, ReleaseOrder};
+use super::file::{Assigned, Files, ReleaseOrder};
 use crate::allocation::{AllocatedNode, Allocation, AllocationState, LaunchProgress, WorkerState};
 use crate::core::{PhaseRecord, ReleaseRecord};
+use crate::membership::Membership;
 use crate::store::Record;
 
 /// How often the mailbox is looked at while something is expected, and otherwise.
@@ -172,8 +173,13 @@ impl Keeper {
         }
         let shared = Arc::clone(&self.shared);
         let hosts = self.record.hosts.clone();
-        let freed =
-            tokio::task::spawn_blocking(move || hosts.iter().try_for_each(|host| shared.files.write(host, None)));
+        let freed = tokio::task::spawn_blocking(move || {
+            hosts.iter().try_for_each(|host| {
+                shared.files.write(host, None)?;
+                Membership::withdraw(&shared.mailbox.root().join(Files::identity(host)));
+                Ok(())
+            })
+        });
         match freed.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(()) => {
                 info!(swarm_id = %self.record.swarm_id, "static hosts are free again");
@@ -201,7 +207,10 @@ impl Keeper {
         let written = tokio::task::spawn_blocking(move || {
             shared.store.save(&record).map_err(|error| error.failure())?;
             for (node, host) in record.hosts.iter().enumerate() {
-                let assigned = Assigned::of(&record, node, Some(ReleaseOrder { force }));
+                let assigned = Assigned {
+                    identity: shared.identity_there(host),
+                    ..Assigned::of(&record, node, Some(ReleaseOrder { force }))
+                };
                 shared.files.write(host, Some(&assigned)).map_err(|error| super::unusable(&error))?;
             }
             Ok(record)

@@ -25,6 +25,7 @@
 //! | `revision` | grows with each write |
 //! | `assignment` | what the host's worker is to be, or `null`: nothing |
 //! | `assignment.settings` | keys of the configuration's `worker` section that this launch overrides |
+//! | `assignment.identity` | directory of the node's identity for the gossip, below the mailbox root; absent: none |
 //! | `assignment.release` | `null`, or `{"force":false}`: drain and end; with `force` without waiting for the turn |
 //!
 //! A worker opens the file anew at least every [`FILE_POLL`], because a shared file system may show an open one as it
@@ -48,7 +49,7 @@ mod keeper;
 mod plan;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ use async_trait::async_trait;
 use drover_config::Config;
 use drover_mailbox::Mailbox;
 use drover_service::Context;
-use drover_types::{ErrorCode, Failure, Generation, JobId, SwarmId};
+use drover_types::{ErrorCode, Failure, Generation, JobId, NodeIndex, SwarmId};
 use notify::Watcher as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info};
@@ -70,6 +71,7 @@ use crate::catalogue::BackendKind;
 use crate::core::{NodeRecord, PhaseRecord, SwarmRecord};
 use crate::files;
 use crate::local::prepare_mailbox;
+use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::store::{self, Record, Store};
 use file::{Assigned, Files};
@@ -88,8 +90,23 @@ struct Shared {
     host: String,
     /// From the request to end until a worker that cannot be seen counts as gone.
     end_after: Duration,
+    membership: Arc<Membership>,
     /// Rings when a worker said something, where the file system tells of it.
     said: watch::Receiver<()>,
+}
+
+impl Shared {
+    /// Lays the identity of a node where its host finds it; its path below the mailbox root.
+    fn identity(&self, record: &Record, node: usize) -> Option<PathBuf> {
+        let below = Files::identity(record.hosts.get(node)?);
+        let dir = self.mailbox.root().join(&below);
+        self.membership.identity(&dir, &record.swarm_id, NodeIndex(node as u32)).map(|_| below)
+    }
+
+    /// The same as long as it lies there.
+    fn identity_there(&self, host: &str) -> Option<PathBuf> {
+        Some(Files::identity(host)).filter(|below| self.mailbox.root().join(below).is_dir())
+    }
 }
 
 /// The static backend.
@@ -118,6 +135,7 @@ impl StaticHosts {
         store: Store,
         mailbox: Mailbox,
         metrics: Metrics,
+        membership: &Arc<Membership>,
     ) -> Self {
         let files = Files::new(mailbox.root().join("static"));
         let (rings, said) = watch::channel(());
@@ -129,6 +147,7 @@ impl StaticHosts {
                 store,
                 files,
                 said,
+                membership: Arc::clone(membership),
                 mailbox,
                 host: drover_service::process::hostname(),
                 end_after: config.worker.kill_after() + FILE_POLL * 2,
@@ -239,18 +258,21 @@ impl StaticHosts {
             settings: spec.settings.clone(),
             host: self.shared.host.clone(),
             boot_id: String::new(),
-            swarm: SwarmRecord { release: None, over_us: None, nodes: vec![node; hosts.len()] },
+            swarm: SwarmRecord { release: None, limit: None, over_us: None, nodes: vec![node; hosts.len()] },
             hosts,
         };
         let shared = Arc::clone(&self.shared);
         let written = {
             let record = record.clone();
+            let others_live = shared.board.living().iter().any(|(other, _)| *other != record.swarm_id);
             tokio::task::spawn_blocking(move || {
+                shared.membership.before_launch(&record.swarm_id, record.hosts.len() as u32, others_live);
                 prepare_mailbox(&shared.mailbox, &record.swarm_id, &spec).map_err(|error| unusable(&error))?;
                 // The record first: a file that nobody remembers would keep its host busy for ever.
                 shared.store.save(&record).map_err(|error| error.failure())?;
                 for (node, host) in record.hosts.iter().enumerate() {
-                    let assigned = Assigned::of(&record, node, None);
+                    let assigned =
+                        Assigned { identity: shared.identity(&record, node), ..Assigned::of(&record, node, None) };
                     shared.files.write(host, Some(&assigned)).map_err(|error| unusable(&error))?;
                 }
                 Ok::<_, Failure>(())

@@ -250,7 +250,7 @@ impl World {
                 Effect::Journal(entry) => life.store.journal(entry),
                 Effect::SyncOutbox => life.store.sync_outbox(),
                 Effect::SyncJournal => life.store.sync_journal(),
-                Effect::SetTimer(..) | Effect::CancelTimer(_) => {}
+                Effect::SetTimer(..) | Effect::CancelTimer(_) | Effect::Keyring(_) => {}
                 Effect::Agent(command) => {
                     if life.store.flush(0).is_err() {
                         return self.die();

@@ -15,6 +15,9 @@ pub(crate) mod kind {
     pub(crate) const ASSISTANT: &str = "assistant";
     pub(crate) const APPROVAL_REQUIRED: &str = "exec_approval_required";
     pub(crate) const APPROVAL_RESOLVED: &str = "exec_approval_resolved";
+    pub(crate) const KEYRING_STATE: &str = "keyring_state";
+    pub(crate) const MEMBERS: &str = "members";
+    pub(crate) const MEMBERSHIP_NOTES: &str = "membership_notes";
     pub(crate) const THREAD_STATUS: &str = "thread_status";
     pub(crate) const TURN_COMPLETE: &str = "turn_complete";
     pub(crate) const TURN_STARTED: &str = "turn_started";
@@ -75,6 +78,8 @@ pub(crate) enum Order {
     Approval(ApprovalAnswer),
     /// End; with `ends_swarm` nobody will come back for the waiting prompts.
     Shutdown { reason: String, ends_swarm: bool },
+    /// The key ring of the gossip, as JSON.
+    Keyring { ring: Arc<str> },
     /// An `inject` that cannot be carried out.
     BadInject { why: String },
     /// Not understood.
@@ -107,6 +112,8 @@ pub(crate) enum Input {
     Store { writable: bool },
     /// The shell has something to say that does not end the worker.
     Said(Failure),
+    /// The membership beside this worker has a record for the outbox.
+    Word { kind: &'static str, data: Value },
 }
 
 /// What a timer is for. Setting one again moves it.
@@ -159,6 +166,8 @@ pub(crate) enum Effect {
     SyncOutbox,
     /// Tell the agent.
     Agent(AgentCommand),
+    /// Give the key ring to the membership.
+    Keyring(Arc<str>),
     /// Say so when this moment comes.
     SetTimer(Timer, Instant),
     /// No longer.

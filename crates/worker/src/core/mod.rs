@@ -94,6 +94,8 @@ pub(crate) struct Core {
     /// Number of the last inbox record that an earlier generation took.
     inherited_seq: u64,
     counts: Counts,
+    /// The time of the input that is being handled.
+    now: Option<Instant>,
 }
 
 impl Core {
@@ -102,6 +104,7 @@ impl Core {
         if self.phase == Phase::Over {
             return;
         }
+        self.now = Some(now);
         match input {
             Input::Inbox(delivery) => self.take(now, delivery, out),
             Input::Agent(event) => self.on_agent(now, event, out),
@@ -115,6 +118,7 @@ impl Core {
             Input::Said(failure) => {
                 out.push(write(None, None, kind::WORKER_ERROR, error_data(&failure, false)));
             }
+            Input::Word { kind, data } => out.push(write(None, None, kind, data)),
             Input::Store { writable } => {
                 self.writable = writable;
                 self.begin_next(out);
@@ -188,6 +192,8 @@ impl Core {
                 self.mark_taken(seq, out);
                 self.answer_approval(injection, trace, answer, out);
             }
+            // Nothing of it has to be remembered: the membership takes no ring that is older than its own.
+            Order::Keyring { ring } => out.push(Effect::Keyring(ring)),
             Order::Shutdown { reason, ends_swarm } => {
                 self.shutdown_seq = seq;
                 self.drain(now, reason, ends_swarm, out);
@@ -252,7 +258,7 @@ impl Core {
         let (trace_kept, outcome_kept) = (trace.cloned(), outcome.clone());
         out.push(Effect::Journal(Entry::Ending { injection, seq, trace: trace_kept, outcome: outcome_kept }));
         out.push(Effect::SyncJournal);
-        self.write_end(&id, trace, Some(""), outcome, out);
+        self.write_end(&id, trace, Some(""), outcome, None, out);
         out.push(Effect::SyncOutbox);
         self.ended(id, seq, out);
         out.push(self.mark());
@@ -264,6 +270,7 @@ impl Core {
         trace: Option<&Arc<str>>,
         assistant: Option<&str>,
         outcome: &TurnOutcome,
+        begun: Option<Instant>,
         out: &mut Vec<Effect>,
     ) {
         self.counts.turns[match outcome.status {
@@ -274,7 +281,12 @@ impl Core {
         if let Some(text) = assistant {
             out.push(write(Some(id), trace, kind::ASSISTANT, json!({ "content": text })));
         }
-        out.push(write(Some(id), trace, kind::TURN_COMPLETE, outcome_data(outcome)));
+        let mut data = outcome_data(outcome);
+        // Told apart from the records' times: the worker's clock may be set back in the middle of a turn.
+        if let (Some(begun), Some(now)) = (begun, self.now) {
+            data["duration_ms"] = (now.saturating_duration_since(begun).as_millis() as u64).into();
+        }
+        out.push(write(Some(id), trace, kind::TURN_COMPLETE, data));
     }
 
     /// Notes that a prompt's `turn_complete` is on disk.

@@ -68,6 +68,7 @@ impl Core {
             writable: true,
             inherited_seq: low.seq.max(taken).max(ended).max(begun),
             counts: Counts::default(),
+            now: None,
         };
         for turn in &lost {
             core.end_lost(turn, out);
@@ -97,6 +98,6 @@ impl Core {
             TurnOutcome::failed(ErrorCode::TurnLost, "the worker ended while this turn ran; it is not run again")
         });
         let assistant = (!lost.answered).then_some("");
-        self.write_end(injection, trace.as_ref(), assistant, &outcome, out);
+        self.write_end(injection, trace.as_ref(), assistant, &outcome, None, out);
     }
 }

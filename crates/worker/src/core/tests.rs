@@ -127,6 +127,7 @@ fn word(effect: &Effect) -> String {
             format!(">answer({approval_id},{approved})")
         }
         Effect::Agent(AgentCommand::Stop) => ">stop".into(),
+        Effect::Keyring(ring) => format!("ring({ring})"),
         Effect::SetTimer(timer, _) => format!("set({timer:?})"),
         Effect::CancelTimer(timer) => format!("cancel({timer:?})"),
         Effect::Exit(Exit::Drained) => "exit".into(),
@@ -142,6 +143,7 @@ fn a_turn_is_journaled_before_it_begins_and_synced_before_it_counts_as_ended() {
     assert_eq!(rig.did(), "begun(a) J! thread_status(a) turn_started(a) O! >begin(a)");
     rig.inject("b");
     assert_eq!(rig.did(), "");
+    rig.now += Duration::from_millis(1500);
     rig.end("a");
     assert_eq!(
         rig.did(),
@@ -149,11 +151,13 @@ fn a_turn_is_journaled_before_it_begins_and_synced_before_it_counts_as_ended() {
          begun(b) J! thread_status(b) turn_started(b) O! >begin(b)"
     );
     assert_eq!(rig.data(kind::ASSISTANT), &json!({ "content": "done" }));
-    assert_eq!(rig.data(kind::TURN_COMPLETE), &json!({ "status": "completed" }));
+    assert_eq!(rig.data(kind::TURN_COMPLETE), &json!({ "status": "completed", "duration_ms": 1500 }));
     let failed = TurnOutcome::failed(ErrorCode::TurnLost, "gone");
+    rig.now += Duration::from_millis(2);
     rig.agent(AgentEvent::TurnEnded { injection: id("b"), outcome: failed });
     assert_eq!(rig.did(), "assistant(b) turn_complete(b) thread_status(b) O! ended(b) mark(low=2,taken=0)");
-    assert_eq!(rig.data(kind::TURN_COMPLETE), &json!({ "status": "failed", "error": "gone", "code": "turn_lost" }));
+    let told = json!({ "status": "failed", "error": "gone", "code": "turn_lost", "duration_ms": 2 });
+    assert_eq!(rig.data(kind::TURN_COMPLETE), &told);
     assert_eq!(rig.core.status().state, "idle");
 }
 
@@ -397,6 +401,18 @@ fn thread_status_is_said_once_and_in_the_order_clients_know() {
     assert!(rig.did().starts_with("turn_complete(a) thread_status(a)"), "the answer is there already: {}", rig.did());
     rig.agent(event("assistant_delta"));
     assert_eq!(rig.did(), "", "too late");
+}
+
+#[test]
+fn the_membership_beside_it_gets_the_ring_and_has_its_records_written() {
+    let mut rig = Rig::new();
+    let ring = || Order::Keyring { ring: "{}".into() };
+    assert_eq!(rig.next(None, ring()).did(), "ring({})");
+    assert_eq!(rig.order(1, None, ring()).did(), "", "a repeated record does nothing");
+    let word = || Input::Word { kind: kind::MEMBERS, data: json!({ "members": [] }) };
+    assert_eq!(rig.input(word()).did(), "members");
+    rig.input(Input::Drain { reason: "test".into() });
+    assert_eq!(rig.input(word()).did(), "", "the last word is the worker's own");
 }
 
 #[test]

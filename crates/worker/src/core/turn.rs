@@ -28,6 +28,7 @@ pub(super) struct Turn {
     pub(super) id: InjectionId,
     seq: u64,
     pub(super) trace: Option<Arc<str>>,
+    begun: Option<Instant>,
     /// The agent has given an answer.
     answered: bool,
     interrupting: bool,
@@ -77,8 +78,16 @@ impl Core {
         out.push(Effect::SyncOutbox);
         let told = trace.as_ref().map(|trace| trace.as_ref().to_owned());
         out.push(Effect::Agent(AgentCommand::Begin { injection: id.clone(), prompt: content, trace: told }));
-        self.turn =
-            Some(Turn { id, seq, trace, answered: false, interrupting: false, steered: Vec::new(), flags: Vec::new() });
+        self.turn = Some(Turn {
+            id,
+            seq,
+            trace,
+            begun: self.now,
+            answered: false,
+            interrupting: false,
+            steered: Vec::new(),
+            flags: Vec::new(),
+        });
     }
 
     /// A turn runs that a prompt can be added to.
@@ -174,9 +183,9 @@ impl Core {
         out: &mut Vec<Effect>,
     ) {
         self.end_approvals(&turn, out);
-        let Turn { id, seq, trace, answered, steered, .. } = turn;
+        let Turn { id, seq, trace, begun, answered, steered, .. } = turn;
         let text = (!answered).then_some(outcome.text.as_str());
-        self.write_end(&id, trace.as_ref(), text, outcome, out);
+        self.write_end(&id, trace.as_ref(), text, outcome, begun, out);
         let mut over = vec![(id.clone(), seq)];
         for steered in steered {
             if let Some(now) = now
@@ -186,7 +195,7 @@ impl Core {
                 self.settling.push((steered, outcome.clone()));
                 continue;
             }
-            self.write_end(&steered.id, steered.trace.as_ref(), Some(""), outcome, out);
+            self.write_end(&steered.id, steered.trace.as_ref(), Some(""), outcome, Some(steered.sent), out);
             over.push((steered.id, steered.seq));
         }
         out.push(write(Some(&id), trace.as_ref(), kind::THREAD_STATUS, json!({ "status": { "type": "idle" } })));
@@ -201,7 +210,7 @@ impl Core {
                 self.settling.push((steered, outcome));
                 continue;
             }
-            self.write_end(&steered.id, steered.trace.as_ref(), Some(""), &outcome, out);
+            self.write_end(&steered.id, steered.trace.as_ref(), Some(""), &outcome, Some(steered.sent), out);
             over.push((steered.id, steered.seq));
         }
         if !over.is_empty() {

@@ -97,7 +97,8 @@ async fn a_full_disk_stops_prompts_and_loses_no_end() {
     ctx.spawn("agent", async move { agent.run(commands_out, events_in).await });
     let shutdown = ctx.shutdown().clone();
     let (ended_in, mut ended) = mpsc::channel(1);
-    let feeds = Feeds { events, inbox, drains, shutdown: shutdown.clone() };
+    let (_words_in, words) = mpsc::channel(1);
+    let feeds = Feeds { events, inbox, drains, words, shutdown: shutdown.clone() };
     ctx.spawn("worker", async move {
         let _ = ended_in.send(shell.drive(feeds).await).await;
     });
@@ -179,7 +180,8 @@ async fn the_longest_end_is_over_before_anybody_kills() {
     let shell = Shell::new(node(), (core, effects), store, commands, Arc::new(|| false), control, status_in, metrics);
     ctx.spawn("agent", async move { Box::new(Deaf).run(commands_out, events_in).await });
     let (ended_in, mut ended) = mpsc::channel(1);
-    let feeds = Feeds { events, inbox, drains, shutdown: CancellationToken::new() };
+    let (_words_in, words) = mpsc::channel(1);
+    let feeds = Feeds { events, inbox, drains, words, shutdown: CancellationToken::new() };
     ctx.spawn("worker", async move {
         let _ = ended_in.send(shell.drive(feeds).await).await;
     });

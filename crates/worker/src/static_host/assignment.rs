@@ -70,6 +70,9 @@ pub(crate) struct Assigned {
     /// Keys of the `worker` section that the launch overrides.
     #[serde(default)]
     pub(crate) settings: BTreeMap<String, String>,
+    /// Directory of the node's key and certificate, as such or below the mailbox.
+    #[serde(default)]
+    pub(crate) identity: Option<PathBuf>,
     #[serde(default)]
     pub(crate) release: Option<Release>,
 }

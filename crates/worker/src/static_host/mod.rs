@@ -90,7 +90,7 @@ impl StaticHost {
     }
 
     fn identity(&self, assigned: &Assigned) -> Identity {
-        let Assigned { swarm_id, node_id, job_id, agent, .. } = assigned.clone();
+        let Assigned { swarm_id, node_id, job_id, agent, identity, .. } = assigned.clone();
         Identity {
             node_dir: self.nodes.join(swarm_id.as_str()).join(format!("{:02}", node_id.0)),
             swarm: swarm_id,
@@ -99,6 +99,8 @@ impl StaticHost {
             job: job_id,
             mailbox: self.mailbox.clone(),
             agent,
+            // An absolute name stays what it is.
+            proof: identity.map(|dir| self.mailbox.root().join(dir)),
         }
     }
 
@@ -226,11 +228,11 @@ impl Resident {
             Ok((taken, config)) => {
                 self.serving = Some(taken.id.clone());
                 self.mine = Mine::Serving { task, told: None };
-                let agent = taken.agent(assigned.agent, &config.worker);
+                let agent = taken.agent(&config.worker);
                 let (ctx, door, metrics) = (self.ctx.clone(), Arc::clone(&self.door), self.metrics.for_node());
                 let (end, ended) = oneshot::channel();
                 self.ctx.spawn("node", async move {
-                    let _ = end.send(taken.serve(&ctx, assigned.agent, agent, metrics, &door, || Ok(())).await);
+                    let _ = end.send(taken.serve(&ctx, &config, agent, metrics, &door, || Ok(())).await);
                 });
                 Some(ended)
             }

@@ -190,10 +190,16 @@ impl Node {
     }
 
     /// Waits for the end of a turn, in any generation.
+    /// The end of a prompt, but for how long its turn took.
     pub(crate) fn wait_end(&self, injection: &str) -> Value {
-        until(&format!("end of {injection}"), || {
+        let mut end = until(&format!("end of {injection}"), || {
             self.of(injection).into_iter().find(|seen| seen.kind == "turn_complete").map(|seen| seen.data)
-        })
+        });
+        // Told for turns that ran and ended here, so not in every end.
+        if let Some(took) = end.as_object_mut().and_then(|end| end.remove("duration_ms")) {
+            assert!(took.as_u64().is_some_and(|ms| ms < 120_000), "{took}");
+        }
+        end
     }
 
     /// Injections in the agent's own ledger, in order.

@@ -43,6 +43,8 @@ const LEFT_TO_US: Duration = Duration::from_secs(3);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long another process may hold the thread: the codex of a worker that has just died.
 const WRITER_LIMIT: Duration = Duration::from_mins(1);
+/// While the provider is away codex says so at every attempt; that is told once, and then this often.
+const RETRY_TOLD_EVERY: Duration = Duration::from_mins(1);
 /// The longest pause before a restart.
 const MAX_BACK_OFF: Duration = Duration::from_secs(10);
 
@@ -144,6 +146,8 @@ struct Turn {
     id: Option<String>,
     stage: Stage,
     steers: Vec<Steer>,
+    /// When a retry was last told, and how many have come since that were not.
+    retries: Option<(Instant, u64)>,
 }
 
 #[derive(Debug)]

@@ -331,6 +331,34 @@ fn every_question_is_answered_once() {
 }
 
 #[test]
+fn a_provider_that_is_away_is_told_once_and_then_rarely() {
+    let mut bench = Bench::ready();
+    bench.running("a");
+    let error = |attempt: u32, will_retry: bool| {
+        let message = format!("Reconnecting... {attempt}/9");
+        json!({"error": {"message": message}, "willRetry": will_retry, "threadId": "thread", "turnId": "t-a"})
+    };
+    let mut told = Vec::new();
+    // Two minutes of an attempt every second.
+    for attempt in 0..120 {
+        for event in events(&bench.told("error", error(attempt, true))) {
+            if let AgentEvent::Event { kind, data, .. } = event {
+                assert_eq!(kind, "agent_error");
+                told.push((attempt, data["retries_not_told"].as_u64()));
+            }
+        }
+        bench.later(SECOND);
+    }
+    assert_eq!(told, [(0, None), (60, Some(59))]);
+    assert_eq!(events(&bench.told("error", error(9, false))).len(), 1, "that it is over is always told");
+    bench.complete("t-a", "failed");
+    bench.running("b");
+    let next =
+        json!({"error": {"message": "Reconnecting... 1/9"}, "willRetry": true, "threadId": "thread", "turnId": "t-b"});
+    assert_eq!(events(&bench.told("error", next)).len(), 1, "another turn, another word");
+}
+
+#[test]
 fn a_codex_that_does_not_answer_is_ended() {
     let mut bench = Bench::new(None);
     bench.input(Input::Started { pid: 7 });

@@ -6,8 +6,8 @@ use drover_types::{ErrorCode, InjectionId};
 use serde_json::{Value, json};
 
 use super::{
-    Asked, Effect, Ending, INTERRUPT_LIMIT, LAST_WORDS, LEFT_TO_CODEX, LEFT_TO_US, LOOK_AGAIN, Session, Stage, Steer,
-    SteerStage, Turn,
+    Asked, Effect, Ending, INTERRUPT_LIMIT, LAST_WORDS, LEFT_TO_CODEX, LEFT_TO_US, LOOK_AGAIN, RETRY_TOLD_EVERY,
+    Session, Stage, Steer, SteerStage, Turn,
 };
 use crate::agent::{AgentEvent, TurnOutcome, TurnStatus};
 use crate::codex::approval::Question;
@@ -33,7 +33,7 @@ impl Session {
             "input": [{"type": "text", "text": prompt}],
             "clientUserMessageId": injection,
         });
-        self.turn = Some(Turn { injection, id: None, stage: Stage::Running, steers: Vec::new() });
+        self.turn = Some(Turn { injection, id: None, stage: Stage::Running, steers: Vec::new(), retries: None });
         self.call(now, Asked::StartTurn, &params);
     }
 
@@ -120,9 +120,10 @@ impl Session {
     pub(super) fn notification(&mut self, now: Instant, method: &str, params: &Value) {
         for said in self.translator.translate(method, params) {
             match said {
-                Said::Event { kind, turn_id, data } => {
-                    if let Some(turn) = &self.turn
-                        && self.is_current(turn, turn_id.as_deref())
+                Said::Event { kind, turn_id, mut data } => {
+                    if self.turn.as_ref().is_some_and(|turn| self.is_current(turn, turn_id.as_deref()))
+                        && let Some(turn) = &mut self.turn
+                        && turn.tells(now, kind, &mut data)
                     {
                         let injection = turn.injection.clone();
                         self.emit(AgentEvent::Event { injection, kind: kind.to_owned(), data });
@@ -261,6 +262,29 @@ impl Session {
     pub(super) fn close_questions(&mut self) {
         for question in std::mem::take(&mut self.questions) {
             self.emit(AgentEvent::ApprovalGone { approval_id: question.approval_id });
+        }
+    }
+}
+
+impl Turn {
+    /// Whether this event is to be passed on. A retry is news when it is the first for a while; the next one that is
+    /// told says how many were not.
+    fn tells(&mut self, now: Instant, kind: &str, data: &mut Value) -> bool {
+        if kind != "agent_error" || data["will_retry"] != true {
+            return true;
+        }
+        match &mut self.retries {
+            Some((told, silent)) if now.saturating_duration_since(*told) < RETRY_TOLD_EVERY => {
+                *silent += 1;
+                false
+            }
+            retries => {
+                if let Some((_, silent)) = retries.filter(|(_, silent)| *silent > 0) {
+                    data["retries_not_told"] = silent.into();
+                }
+                *retries = Some((now, 0));
+                true
+            }
         }
     }
 }
