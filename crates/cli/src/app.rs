@@ -66,8 +66,12 @@ impl App {
 
 /// Parses the command line and carries it out.
 pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
+    let wants_json = args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json");
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
+        Err(error) if wants_json && error.use_stderr() => {
+            return ExitCode::from(report(&Screen::new(true), true, &misspelt(&error).into()) as u8);
+        }
         Err(error) => {
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8));
@@ -91,6 +95,14 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     };
     let exit = result.unwrap_or_else(|error| report(&screen, json, &error));
     ExitCode::from(exit as u8)
+}
+
+/// A command line that makes no sense, as a script is told.
+fn misspelt(error: &clap::Error) -> Fault {
+    let text = error.to_string();
+    let what = text.split("\n\n").next().unwrap_or_default().trim().trim_start_matches("error: ");
+    let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    Fault::usage(what).hint("look at the help: drover --help, drover help COMMAND")
 }
 
 fn unknown_daemon(name: &str) -> Fault {

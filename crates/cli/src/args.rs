@@ -102,6 +102,16 @@ Examples:
     /// Say why a swarm, a node or an injection is where it is
     #[command(after_help = "Examples:\n  drover why 6c1f\n  drover why 6c1f/2")]
     Why(Why),
+    /// Show who is there: every node as the other nodes see it, with its state and load
+    #[command(after_help = "Examples:\n  drover members\n  drover members --watch\n  drover members 6c1f --json")]
+    Members(Members),
+    /// Show and change the ring of keys that the nodes' gossip is sealed with
+    #[command(after_help = "\
+A key is changed in three steps, and each waits until nobody is cut off by it:
+  drover keys add                 every node can read what is sealed with it
+  drover keys use 5e              every node seals with it
+  drover keys remove a1           nobody takes the old one any more")]
+    Keys(Keys),
     /// Check this machine, the configuration and the daemons, and say what to do
     #[command(after_help = "Examples:\n  drover doctor\n  drover doctor --fix")]
     Doctor(Doctor),
@@ -187,7 +197,7 @@ pub(crate) struct Inject {
     #[arg(long, value_name = "F", conflicts_with = "prompt")]
     pub(crate) prompt_file: Option<PathBuf>,
     /// Index of a node, from 0; may be repeated. Without it every node
-    #[arg(long = "node", value_name = "I")]
+    #[arg(long = "node", value_name = "I", value_parser = node_index, allow_negative_numbers = true)]
     pub(crate) nodes: Vec<u32>,
     /// Add to the running turn instead of waiting for its end
     #[arg(long)]
@@ -254,7 +264,7 @@ pub(crate) struct Interrupt {
     /// Swarm id, an unambiguous beginning of it, or `last`
     pub(crate) swarm: String,
     /// Index of a node, from 0; may be repeated. Without it every node
-    #[arg(long = "node", value_name = "I")]
+    #[arg(long = "node", value_name = "I", value_parser = node_index, allow_negative_numbers = true)]
     pub(crate) nodes: Vec<u32>,
     /// Only this injection, running or waiting
     #[arg(long, value_name = "ID")]
@@ -266,6 +276,54 @@ pub(crate) struct Why {
     /// SWARM, SWARM/INDEX or an injection id; `last` is the swarm that was launched last
     #[arg(value_name = "SWARM|NODE|INJECTION")]
     pub(crate) subject: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Members {
+    /// Only of this swarm
+    pub(crate) swarm: Option<String>,
+    /// Stay and show changes as they come
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Keys {
+    #[command(subcommand)]
+    pub(crate) action: KeyAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyAction {
+    /// List the keys, and how many nodes have each
+    #[command(after_help = "Example:\n  drover keys list --json")]
+    List,
+    /// Add a key that nodes can read with from now on
+    #[command(after_help = "Example:\n  drover keys add")]
+    Add(KeyAdd),
+    /// Let all nodes seal with a key; refused while a node that is alive does not have it
+    #[command(after_help = "Example:\n  drover keys use 5e")]
+    Use(KeyNamed),
+    /// Let all nodes forget a key; refused while one of them seals with it
+    #[command(after_help = "Example:\n  drover keys remove a1")]
+    Remove(KeyNamed),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyAdd {
+    /// File with the key: 64 hexadecimal digits. Without it a fresh one is made
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyNamed {
+    /// Id of the key: two hexadecimal digits of `drover keys list`
+    #[arg(value_parser = key_id)]
+    pub(crate) id: u8,
+    /// Also when nodes are cut off by it until they have caught up
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -321,6 +379,15 @@ fn host_port(text: &str) -> Result<String, String> {
         return Err(wrong());
     }
     Ok(text.to_owned())
+}
+
+fn node_index(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "nodes are numbered from 0; `drover status SWARM` shows them".to_owned())
+}
+
+fn key_id(text: &str) -> Result<u8, String> {
+    let wrong = || format!("{text:?} is no key id; `drover keys list` shows them, such as 5e");
+    if text.len() == 2 { u8::from_str_radix(text, 16).map_err(|_| wrong()) } else { Err(wrong()) }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

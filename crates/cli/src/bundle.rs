@@ -51,6 +51,7 @@ pub(crate) fn read(path: &Path) -> Result<Bundle, Fault> {
 
 fn cannot(path: &Path, why: &str) -> Fault {
     Fault::failed(format!("cannot read {} for --agents-md: {why}", path.display()))
+        .hint("give a readable file of UTF-8 text, or a directory with AGENTS.md and skills")
 }
 
 struct Budget {

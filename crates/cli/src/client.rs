@@ -166,11 +166,15 @@ fn on_this_host(state: &StateDir) -> Result<(), Fault> {
 fn unreachable(app: &App, why: &str) -> Fault {
     let Some(addr) = &app.global.router else { return Fault::unreachable(why) };
     if let Some(holder) = addr.parse().ok().and_then(drover_service::who_listens) {
-        return Fault::new(
-            Exit::Unreachable,
-            format!("{holder} listens on {addr} and does not answer as a router: {why}"),
-        )
-        .hint("--router wants the gRPC port of a router, 7950 unless it was taken; leave it out to use your own");
+        let fault =
+            Fault::new(Exit::Unreachable, format!("{holder} listens on {addr} and does not answer as a router: {why}"));
+        if holder.starts_with("a program of uid ") {
+            return fault.hint(
+                "if it is another user's router, it refuses you until its security.allow_uids lists you; leave out --router to use your own",
+            );
+        }
+        return fault
+            .hint("--router wants the gRPC port of a router, 7950 unless it was taken; leave it out to use your own");
     }
     let fault = Fault::new(Exit::Unreachable, format!("cannot reach the router at {addr}: {why}"));
     if addr.ends_with(":8765") {

@@ -28,6 +28,7 @@ pub(crate) const ALL: &[Linked] = &[
     linked::<drover_allocator::SlurmAllocator>(),
     linked::<drover_follower::Follower>(),
     linked::<drover_worker::Worker>(),
+    linked::<drover_membership::Membership>(),
 ];
 
 /// The daemons of the login side, in the order in which they are started: the router last, so that it finds the others.

@@ -105,14 +105,24 @@ impl Command {
 #[derive(Debug, Clone, PartialEq)]
 pub struct RequestId(Value);
 
+/// Text that stands for a mark that is no text: the router knows ids as text only, and the asker gets its own back.
+const AS_JSON: &str = "json:";
+
 impl RequestId {
-    /// The mark as text; a mark of another type is its JSON text, none is empty.
+    /// The mark as the text that the router knows it by; none is empty. A mark of another type is its JSON behind
+    /// `json:`, so that the number 7 and the text "7" are two marks. [`RequestId::of_text`] undoes it.
     pub fn as_text(&self) -> String {
         match &self.0 {
-            Value::String(text) => text.clone(),
+            Value::String(text) if !text.starts_with(AS_JSON) => text.clone(),
             Value::Null => String::new(),
-            other => other.to_string(),
+            other => format!("{AS_JSON}{other}"),
         }
+    }
+
+    /// The mark that the router knows by this text.
+    pub fn of_text(text: &str) -> Self {
+        let json = text.strip_prefix(AS_JSON).and_then(|json| serde_json::from_str(json).ok());
+        Self(json.unwrap_or_else(|| Value::String(text.to_owned())))
     }
 
     /// The mark as JSON.

@@ -37,11 +37,12 @@ pub(crate) async fn follow_events(ctx: Context, hub: Arc<Hub>, upstream: Arc<dyn
             // A stream that brought something has earned a quick retry.
             retry = if log.position > before { FIRST_RETRY } else { (retry * 2).min(LAST_RETRY) };
             if ctx.shutdown().is_cancelled() {
+                // A router that ends with us has nothing more to tell, and one that goes on is not followed any longer.
                 debug!(reason = %failure_of(&status), "event stream ended");
-            } else {
-                warn!(reason = %failure_of(&status), after_seq = log.position, "event stream broke, resuming");
-                log.hub.debug("event stream broke, resuming");
+                return;
             }
+            warn!(reason = %failure_of(&status), after_seq = log.position, "event stream broke, resuming");
+            log.hub.debug("event stream broke, resuming");
             tokio::time::sleep(retry).await;
         }
     };

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::envelope::{LINE_END, begin_line};
 use crate::json::Object;
+use crate::line::RequestId;
 
 /// How the lines of an event differ from those of a runtime event.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,8 +51,11 @@ pub(crate) fn push_event(out: &mut Vec<u8>, event: &Event) -> Option<String> {
     begin_line(out, &event.event, event.timestamp_us, Some(event.seq));
     let mut data = Object::begin(out);
     let request_id = fields.get("request_id").filter(|_| rule.request_id);
-    if let Some(request_id) = request_id {
-        data.raw("request_id", request_id.get());
+    let asked_as = request_id.and_then(|raw| serde_json::from_str::<Cow<'_, str>>(raw.get()).ok());
+    match (&asked_as, request_id) {
+        (Some(text), _) => data.raw("request_id", &RequestId::of_text(text).to_json()),
+        (None, Some(raw)) => data.raw("request_id", raw.get()),
+        (None, None) => {}
     }
     let common = push_common(&mut data, event);
     for (key, value) in &fields.0 {
@@ -66,7 +70,7 @@ pub(crate) fn push_event(out: &mut Vec<u8>, event: &Event) -> Option<String> {
     }
     data.end();
     out.extend_from_slice(LINE_END);
-    request_id.filter(|_| rule.ends_request).and_then(|raw| serde_json::from_str(raw.get()).ok())
+    asked_as.filter(|_| rule.ends_request).map(Cow::into_owned)
 }
 
 /// Writes the common fields that the event has, and says which those are.
@@ -163,6 +167,7 @@ mod tests {
         Event {
             seq: 9,
             timestamp_us: 1_772_063_938_123_456,
+            stored_us: 0,
             event: name.to_owned(),
             swarm_id: "s1".to_owned(),
             job_id: "272900".to_owned(),
@@ -221,6 +226,20 @@ mod tests {
             data_of(&event("swarm_launch_progress", None, "", r#"{"request_id":"r","stage":"queued","message":"m"}"#));
         assert!((progress["timestamp"].as_f64().unwrap() - 1_772_063_938.123_456).abs() < 1e-3);
         assert_eq!(ends, None);
+    }
+
+    #[test]
+    fn the_asker_gets_its_own_id_back_whatever_its_type() {
+        for id in
+            [json!("r"), json!("7"), json!(7), json!(-1.5), json!({"a":["\n",null]}), json!("json:7"), json!(false)]
+        {
+            let sent = json!({"protocol":"codeswarm.router.v1","command":"swarm_list","request_id":id}).to_string();
+            let crate::line::Inbound::Command(command) = crate::line::decode(sent.as_bytes()) else { panic!("{id}") };
+            let known_as = command.request_id.as_text();
+            let stored = json!({"request_id":known_as}).to_string();
+            let (data, ends) = data_of(&event("swarm_terminated", None, "", &stored));
+            assert_eq!((&data["request_id"], ends.as_ref()), (&id, Some(&known_as)));
+        }
     }
 
     #[test]

@@ -177,6 +177,7 @@ mod tests {
             .map(|seq| Event {
                 seq,
                 at: seq,
+                happened: seq,
                 name: Word::Known("x"),
                 swarm: None,
                 job: "".into(),

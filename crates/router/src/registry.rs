@@ -6,9 +6,12 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use drover_proto::router as pb;
 use drover_types::SwarmId;
+use tokio::sync::watch;
 
 use crate::core::Core;
+use crate::core::members::MembersView;
 use crate::core::model::SwarmView;
+use crate::core::ring::RingSaid;
 use crate::log::EventLog;
 
 /// A picture of the registry.
@@ -19,8 +22,14 @@ pub(crate) struct Registry {
     pub(crate) approvals_version: u64,
     pub(crate) allocator_error: String,
     pub(crate) follower_error: String,
+    /// The members of the gossip by their id there.
+    pub(crate) members: Arc<BTreeMap<String, Arc<pb::Member>>>,
+    /// Who reported them last.
+    pub(crate) members_view: MembersView,
+    /// Which keys each node said that it has, by its swarm and index.
+    pub(crate) rings: Arc<BTreeMap<(SwarmId, u32), RingSaid>>,
     /// Made when it is first asked for.
-    listing: OnceLock<Arc<pb::ListSwarmsResponse>>,
+    pub(crate) listing: OnceLock<Arc<pb::ListSwarmsResponse>>,
 }
 
 impl Registry {
@@ -51,7 +60,27 @@ impl Registry {
         }
         let approvals =
             if dirty.approvals_view { Arc::new(core.waiting_approvals()) } else { Arc::clone(&self.approvals) };
+        let members = match (dirty.all_members, dirty.members.is_empty()) {
+            (false, true) => Arc::clone(&self.members),
+            (all, _) => {
+                let mut members = if all { BTreeMap::new() } else { BTreeMap::clone(&self.members) };
+                let mut show = |id: &String| match core.book.members.get(id) {
+                    Some(facts) => drop(members.insert(id.clone(), Arc::new(core.member_view(facts)))),
+                    None => drop(members.remove(id)),
+                };
+                if all {
+                    core.book.members.keys().for_each(&mut show);
+                } else {
+                    dirty.members.iter().for_each(&mut show);
+                }
+                Arc::new(members)
+            }
+        };
+        let rings = if dirty.rings_view { Arc::new(core.rings_said()) } else { Arc::clone(&self.rings) };
         Self {
+            members,
+            members_view: core.book.members_view.clone(),
+            rings,
             swarms,
             approvals,
             approvals_version: core.book.approvals_version,
@@ -73,6 +102,8 @@ pub(crate) struct Shared {
     pub(crate) store_error: ArcSwap<String>,
     /// Where the JSON-line control plane listens.
     pub(crate) control_addr: OnceLock<String>,
+    /// Rings when the picture of the members has changed.
+    pub(crate) members_bell: watch::Sender<()>,
 }
 
 impl Shared {
@@ -82,6 +113,7 @@ impl Shared {
             log: Arc::new(log),
             store_error: ArcSwap::default(),
             control_addr: OnceLock::new(),
+            members_bell: watch::channel(()).0,
         }
     }
 }

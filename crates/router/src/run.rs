@@ -21,7 +21,7 @@ use crate::grpc::Service;
 use crate::metrics::Metrics;
 use crate::owner::Owner;
 use crate::registry::Shared;
-use crate::shell::{Dispatch, run_allocator, run_follower};
+use crate::shell::{Dispatch, RingFile, run_allocator, run_follower, sent};
 use crate::store::{Command, Past, Retention, StoreHandle, StoreSettings, Writer, place};
 
 /// Default addresses.
@@ -42,8 +42,8 @@ pub struct Router;
 /// Flags of the router beside the common ones.
 #[derive(Debug, Default, clap::Args)]
 pub struct RouterArgs {
-    /// Accepted for existing clients: the router always serves, in the foreground. `drover daemon router` then also starts
-    /// allocator and follower when they do not run
+    /// Accepted for existing clients: the router always serves, in the foreground. Allocator and follower are then started
+    /// too when they do not run
     #[arg(long)]
     daemon: bool,
     /// Also tell clients of the JSON-line control plane what the router does on their behalf
@@ -100,6 +100,7 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
     // Set before anybody can ask: it never changes.
     let _ = shared.control_addr.set(control_addr.to_string());
 
+    let ring = RingFile::new(ctx.state());
     let service = Arc::new(Service {
         ctx: ctx.clone(),
         shared: Arc::clone(&shared),
@@ -108,6 +109,7 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
         metrics: metrics.clone(),
         subscriber_max_bytes: config.router.subscriber_max_bytes.0,
         allocator: ctx.channel("slurm-allocator"),
+        ring: ring.clone(),
         providers: arc_swap::ArcSwap::default(),
     });
     let grpc = RouterServiceServer::from_arc(Arc::clone(&service))
@@ -138,6 +140,7 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
     run_follower(ctx, &plans, &store, &metrics, ctx.channel("outbox-follower"));
     run_allocator(ctx, &plans, &store, ctx.channel("slurm-allocator"));
     spawn_ticks(ctx, &store);
+    send_ring(ctx, &store, ring);
     wait_for_end(ctx, &store, writer_ended).await
 }
 
@@ -167,6 +170,16 @@ fn spawn_ticks(ctx: &Context, store: &StoreHandle) {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
             store.tell(Command::Happened(Input::Tick)).await;
+        }
+    });
+}
+
+/// A router that ended between a change of the ring and its word to the nodes makes up for it.
+fn send_ring(ctx: &Context, store: &StoreHandle, ring: RingFile) {
+    let store = store.clone();
+    ctx.spawn("key ring", async move {
+        if let Some(ring) = ring.find().await {
+            store.tell(Command::Happened(Input::Ring(sent(&ring)))).await;
         }
     });
 }

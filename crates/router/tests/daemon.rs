@@ -30,6 +30,14 @@ struct Running {
     ctx: Context,
 }
 
+/// Whether the thread of a router that writes still runs in this process. A real kill leaves none.
+fn writes() -> bool {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return false };
+    threads
+        .flatten()
+        .any(|thread| std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "store"))
+}
+
 impl Running {
     fn start(state: &Path) -> Self {
         let any = "127.0.0.1:0".parse().ok();
@@ -50,6 +58,10 @@ impl Running {
         self.runtime.take().unwrap().shutdown_background();
         // The writer's thread ends when it notices; the directory is free when it has.
         let _ = self.ended.recv_timeout(Duration::from_secs(5));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while writes() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn stop(mut self) -> anyhow::Result<()> {

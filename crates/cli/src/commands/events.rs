@@ -5,7 +5,7 @@ use drover_proto::router as pb;
 use crate::app::App;
 use crate::args::Events;
 use crate::client::Client;
-use crate::fault::Exit;
+use crate::fault::{Exit, Fault};
 use crate::render::colour::{Paint, Tone};
 use crate::render::json;
 use crate::render::table::{self, cut};
@@ -20,6 +20,11 @@ pub(super) async fn run(app: &App, args: &Events) -> anyhow::Result<Exit> {
         None => String::new(),
     };
     let from = args.since.unwrap_or(if args.follow { client.info.last_seq } else { 0 });
+    if from > client.info.last_seq {
+        return Err(Fault::failed(format!("--since {from} lies beyond the last event, {}", client.info.last_seq))
+            .hint("begin with --since 0: each state directory numbers its own events")
+            .into());
+    }
     let width = table::width();
     let mut watch = Watch::new(app, client.rpc, from, &swarm, args.follow);
     loop {
@@ -60,6 +65,7 @@ mod tests {
         let event = pb::Event {
             seq: 41,
             timestamp_us: 1_772_063_938_123_456,
+            stored_us: 0,
             event: "assistant".into(),
             swarm_id: "0199c7a2-7d58-7c4e-9a35-2f4f6a1c0b11".into(),
             node_id: Some(3),

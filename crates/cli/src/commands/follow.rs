@@ -38,6 +38,7 @@ impl Teller {
             self.screen.line(&line)?;
         }
         if let Some(node) = event.node_id {
+            self.lanes.member(node, &event.event, &crate::render::json::data_of(event));
             self.lanes.show(node, &self.transcript);
         }
         Ok(())

@@ -35,7 +35,7 @@ pub(super) async fn run(app: &App, args: Launch) -> anyhow::Result<Exit> {
     if detach || !prompted || app.global.json {
         return Ok(Exit::Done);
     }
-    app.screen.progress("its first answers; Ctrl-C leaves it running");
+    app.screen.progress("waiting for its first answers; Ctrl-C leaves the swarm running");
     let mut watch = Watch::new(app, client.rpc, before, &swarm.swarm_id, true);
     let Some(turns) = first_answers(app, &mut watch, &swarm).await? else {
         app.screen.note(&format!("swarm {0} goes on; follow it with: drover attach {0}", swarm.swarm_id));

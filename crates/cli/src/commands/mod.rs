@@ -9,8 +9,10 @@ mod events;
 mod follow;
 mod inject;
 mod interrupt;
+mod keys;
 mod launch;
 mod list;
+mod members;
 mod status;
 mod terminate;
 mod up;
@@ -37,6 +39,8 @@ pub(crate) async fn run(app: &App, command: Command) -> anyhow::Result<Exit> {
         Command::Approve(args) => approvals::approve(app, &args).await,
         Command::Interrupt(args) => interrupt::run(app, &args).await,
         Command::Why(args) => why::run(app, &args).await,
+        Command::Members(args) => members::run(app, &args).await,
+        Command::Keys(args) => keys::run(app, args).await,
         Command::Doctor(args) => doctor::run(app, &args).await,
         // These two need no runtime and are carried out before there is one.
         Command::Daemon(_) | Command::Completions(_) => Ok(Exit::Usage),
@@ -54,6 +58,7 @@ impl Command {
                 | Self::Inject(_)
                 | Self::Attach(_)
                 | Self::Events(_)
+                | Self::Members(_)
                 | Self::Terminate(_)
         )
     }

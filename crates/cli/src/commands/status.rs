@@ -2,6 +2,7 @@
 
 use drover_proto::router as pb;
 
+use super::members::load;
 use super::now_ms;
 use crate::app::App;
 use crate::args::Swarm;
@@ -33,10 +34,12 @@ pub(super) fn show(app: &App, swarm: &pb::Swarm, backend_error: &str) -> std::io
     let paint = app.screen.paint();
     let room = table::width().saturating_sub(11);
     for (name, value, tone) in facts(swarm, backend_error, now_ms()) {
+        // Of a prompt the beginning will do; why a swarm is where it is must be read to the end.
+        let value = if name == "prompt" { cut(&value, room) } else { value };
         let name = paint.paint(Tone::Dim, &format!("{name:<11}"));
-        app.screen.out(&format!("{name}{}", paint.paint(tone, &cut(&value, room))))?;
+        app.screen.out(&format!("{name}{}", paint.paint(tone, &value)))?;
     }
-    app.screen.table(&nodes(swarm))
+    app.screen.table(&nodes(swarm, table::width()))
 }
 
 fn facts(swarm: &pb::Swarm, backend_error: &str, now_ms: u64) -> Vec<(&'static str, String, Tone)> {
@@ -48,10 +51,14 @@ fn facts(swarm: &pb::Swarm, backend_error: &str, now_ms: u64) -> Vec<(&'static s
         (provider, "") => words::dash(provider).to_owned(),
         (provider, state) => format!("{} ({state})", words::dash(provider)),
     };
+    let job = match (swarm.job_id.as_str(), swarm.provider.as_str()) {
+        ("", "") => "none".to_owned(),
+        (job, _) => format!("{} on {backend}", words::dash(job)),
+    };
     let mut facts = vec![
         ("swarm", swarm.swarm_id.clone(), Tone::Bold),
         ("status", status, colour::of_state(&swarm.status)),
-        ("job", format!("{} on {backend}", words::dash(&swarm.job_id)), Tone::Plain),
+        ("job", job, Tone::Plain),
         ("agent", words::dash(&swarm.agent).to_owned(), Tone::Plain),
     ];
     let limits: Vec<String> = [("partition", &swarm.partition), ("time", &swarm.time)]
@@ -72,21 +79,49 @@ fn facts(swarm: &pb::Swarm, backend_error: &str, now_ms: u64) -> Vec<(&'static s
     facts
 }
 
-fn nodes(swarm: &pb::Swarm) -> Table {
-    let mut table = Table::new(&[">NODE", "STATE", "HOST", ">PID", ">START", ">WAITING", "REASON"]);
+fn nodes(swarm: &pb::Swarm, width: usize) -> Table {
+    let host_room = if width < 100 { 20 } else { width };
+    // Only of use where there is a membership at all.
+    let members = swarm.nodes.iter().any(|node| !node.membership.is_empty());
+    let mut table = if members {
+        Table::new(&[">NODE", "STATE", "MEMBER", ">LOAD", "HOST", ">PID", ">START", ">WAITING", "REASON"])
+    } else {
+        Table::new(&[">NODE", "STATE", "HOST", ">PID", ">START", ">WAITING", "REASON"])
+    };
     for node in &swarm.nodes {
         let pid = if node.pid == 0 { "-".to_owned() } else { node.pid.to_string() };
-        table.row(vec![
-            node.node_id.to_string().into(),
-            Cell::toned(node.state.clone(), colour::of_state(&node.state)),
-            cut(words::dash(&node.host), 20).into(),
+        let mut row =
+            vec![node.node_id.to_string().into(), Cell::toned(node.state.clone(), colour::of_state(&node.state))];
+        if members {
+            let load = load(node.load_score);
+            row.push(Cell::toned(words::dash(&node.membership), colour::of_state(&node.membership)));
+            row.push(Cell::toned(load, if node.overloaded { Tone::Warn } else { Tone::Plain }));
+        }
+        row.extend([
+            cut(words::dash(&node.host), host_room).into(),
             pid.into(),
             node.generation.to_string().into(),
             node.outstanding.to_string().into(),
-            node.reason.clone().into(),
+            reason(node).into(),
         ]);
+        table.row(row);
     }
     table
+}
+
+/// Why the node is as it is; else what stands out about it as a member.
+fn reason(node: &pb::Node) -> String {
+    if !node.reason.is_empty() {
+        return node.reason.clone();
+    }
+    if let Some(note) = node.membership_notes.iter().find(|note| note.current) {
+        return note.message.clone();
+    }
+    match (node.overloaded, node.overload_reason.as_str()) {
+        (false, _) => String::new(),
+        (true, "") => "overloaded".to_owned(),
+        (true, why) => format!("overloaded: {why}"),
+    }
 }
 
 #[cfg(test)]
@@ -105,6 +140,7 @@ mod tests {
             outstanding: 1,
             pid: 4242,
             running_injection: String::new(),
+            ..pb::Node::default()
         };
         let swarm = pb::Swarm {
             swarm_id: "0199c7a2-7d58-7c4e-9a35-2f4f6a1c0b11".into(),
@@ -124,7 +160,7 @@ mod tests {
         let facts = facts(&swarm, "squeue: timed out", 61_000);
         let mut text = facts.iter().map(|(name, value, _)| format!("{name:<11}{value}")).collect::<Vec<_>>().join("\n");
         text.push('\n');
-        text.push_str(&nodes(&swarm).render(80, Paint::OFF));
+        text.push_str(&nodes(&swarm, 80).render(80, Paint::OFF));
         insta::assert_snapshot!(text, @r"
         swarm      0199c7a2-7d58-7c4e-9a35-2f4f6a1c0b11
         status     degraded: node 1 was given up

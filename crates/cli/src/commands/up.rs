@@ -24,7 +24,9 @@ const SWARM_END: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(app: &App, args: Up) -> anyhow::Result<Exit> {
     if app.global.router.is_some() {
-        return Err(Fault::usage("`up` runs a router of its own; it cannot be given --router").into());
+        return Err(Fault::usage("`up` runs a router of its own; it cannot be given --router")
+            .hint("leave out --router; DROVER_STATE_DIR says which instance is meant")
+            .into());
     }
     let state = app.state()?;
     let mut lock = alone(&state)?;

@@ -51,11 +51,11 @@ impl Paint {
 /// The tone of a state of a swarm, a node or an injection.
 pub(crate) fn of_state(state: &str) -> Tone {
     match state {
-        "running" | "idle" | "completed" | "ok" => Tone::Good,
+        "running" | "idle" | "completed" | "ok" | "alive" => Tone::Good,
         "busy" | "launching" | "starting" | "pending" | "started" => Tone::Busy,
-        "degraded" | "restarting" | "terminating" => Tone::Warn,
-        "failed" => Tone::Bad,
-        "terminated" | "exited" => Tone::Dim,
+        "degraded" | "restarting" | "terminating" | "suspect" => Tone::Warn,
+        "failed" | "dead" => Tone::Bad,
+        "terminated" | "exited" | "left" => Tone::Dim,
         _ => Tone::Plain,
     }
 }

@@ -1,5 +1,7 @@
 //! The JSON that scripts read. Fields are added freely and never renamed.
 
+use std::collections::BTreeMap;
+
 use drover_proto::router as pb;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -82,6 +84,60 @@ fn node(node: &pb::Node) -> Value {
         "outstanding": node.outstanding,
         "pid": node.pid,
         "running_injection": given(&node.running_injection),
+        "membership": membership(node),
+    })
+}
+
+/// A node's place in the gossip; null while it is no member and nothing is wrong with that.
+fn membership(node: &pb::Node) -> Value {
+    if node.membership.is_empty() && node.membership_notes.is_empty() {
+        return Value::Null;
+    }
+    json!({
+        "state": given(&node.membership),
+        "load_score": node.load_score,
+        "overloaded": node.overloaded,
+        "overload_reason": given(&node.overload_reason),
+        "notes": node.membership_notes.iter().map(note).collect::<Vec<_>>(),
+    })
+}
+
+fn note(note: &pb::MembershipNote) -> Value {
+    json!({
+        "code": note.code,
+        "message": note.message,
+        "hint": note.hint,
+        "count": note.count,
+        "last": timestamp(note.last_us),
+        "current": note.current,
+    })
+}
+
+/// A member as `members` prints it.
+pub(crate) fn member(member: &pb::Member) -> Value {
+    let sorted = |pairs: &std::collections::HashMap<String, String>| -> BTreeMap<String, String> {
+        pairs.clone().into_iter().collect()
+    };
+    json!({
+        "node_id": member.node_id,
+        "swarm_id": given(&member.swarm_id),
+        "node_index": member.node_index,
+        "addr": member.addr,
+        "port": member.port,
+        "state": member.state,
+        "load_score": member.load_score,
+        "incarnation": member.incarnation,
+        "capabilities": sorted(&member.capabilities),
+        "labels": sorted(&member.labels),
+        "version": member.version,
+        "timestamp": member.timestamp_us,
+        "boot": member.boot,
+        "region": member.region,
+        "host": given(&member.host),
+        "overloaded": member.overloaded,
+        "overload_reason": given(&member.overload_reason),
+        "cause": given(&member.cause),
+        "since": timestamp(member.since_us),
     })
 }
 
@@ -112,6 +168,7 @@ mod tests {
         let event = pb::Event {
             seq: 7,
             timestamp_us: 1_772_063_938_123_456,
+            stored_us: 0,
             event: "assistant".into(),
             swarm_id: "s".into(),
             job_id: String::new(),

@@ -112,7 +112,8 @@ impl Screen {
         let bar = ProgressBar::new_spinner().with_style(style("{prefix} {spinner} {wide_msg}"));
         let bar = self.multi.insert(position, bar);
         bar.set_prefix(prefix);
-        Live::over(bar, false)
+        // It turns while its node thinks: a line that stands still looks dead.
+        Live::over(bar, self.live)
     }
 }
 
@@ -142,12 +143,13 @@ impl Live {
         self.bar.set_message(text.to_owned());
     }
 
-    pub(crate) fn at(&self, position: u64) {
-        self.bar.set_position(position);
+    /// Says anew whose line it is.
+    pub(crate) fn head(&self, text: &str) {
+        self.bar.set_prefix(text.to_owned());
     }
 
-    pub(crate) fn tick(&self) {
-        self.bar.tick();
+    pub(crate) fn at(&self, position: u64) {
+        self.bar.set_position(position);
     }
 }
 

@@ -31,6 +31,8 @@ pub(crate) struct Table {
 
 /// Space between columns.
 const GAP: usize = 2;
+/// Characters of a line that no terminal shows: more than any reason or preview has.
+const NO_TERMINAL: usize = 2000;
 /// The last column never gets narrower than this.
 const NARROWEST: usize = 12;
 
@@ -105,13 +107,13 @@ pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().filter(|c| !c.is_control()).collect()
 }
 
-/// The width of the terminal on standard output; 80 when there is none.
+/// The width of the terminal on standard output; 80 when it has no sensible one. What goes to a file or a program is not
+/// shortened to fit a screen.
 pub(crate) fn width() -> usize {
-    rustix::termios::tcgetwinsize(std::io::stdout())
-        .ok()
-        .map(|size| usize::from(size.ws_col))
-        .filter(|&columns| columns >= 40)
-        .unwrap_or(80)
+    match rustix::termios::tcgetwinsize(std::io::stdout()) {
+        Ok(size) => Some(usize::from(size.ws_col)).filter(|&columns| columns >= 40).unwrap_or(80),
+        Err(_) => NO_TERMINAL,
+    }
 }
 
 #[cfg(test)]

@@ -143,8 +143,11 @@ impl Voice {
         if let Some(tokens) = self.tokens {
             facts.push(words::count(usize::try_from(tokens).unwrap_or(usize::MAX), "token"));
         }
-        if self.started_us != 0 {
-            facts.push(words::took(now_us.saturating_sub(self.started_us)));
+        // The worker's own measure, which no clock that is set in between can spoil.
+        let measured = data.get("duration_ms").and_then(Value::as_u64).map(|ms| ms.saturating_mul(1000));
+        if let Some(took) = measured.or_else(|| (self.started_us != 0).then(|| now_us.saturating_sub(self.started_us)))
+        {
+            facts.push(words::took(took));
         }
         let facts = if facts.is_empty() { String::new() } else { format!(" ({})", facts.join(", ")) };
         let error = data.get("error").and_then(Value::as_str).filter(|error| !error.is_empty());
@@ -250,6 +253,7 @@ mod tests {
     fn event(node: u32, injection: &str, name: &str, at_ms: u64, data: &str) -> pb::Event {
         pb::Event {
             timestamp_us: at_ms * 1000,
+            stored_us: 0,
             event: name.into(),
             node_id: Some(node),
             injection_id: injection.into(),

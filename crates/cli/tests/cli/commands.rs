@@ -326,6 +326,14 @@ fn a_dry_run_launches_nothing_and_names_the_place() {
 }
 
 #[test]
+fn a_number_beyond_the_log_is_of_another_log() {
+    let fake = Fake::start(Script::default());
+    let run = run(&fake, &["events", "--since", "999999"]);
+    assert_eq!(run.code, 1, "{}", run.err);
+    assert!(run.err.contains("--since 999999 lies beyond") && run.err.contains("--since 0"), "{}", run.err);
+}
+
+#[test]
 fn events_are_one_line_each_and_survive_a_reader_that_leaves() {
     let fake = Fake::start(Script { swarms: vec![swarm()], events: answered(), ..Script::default() });
     let text = run(&fake, &["events", "--since", "0", "--swarm", "0199"]);
@@ -441,4 +449,181 @@ fn a_remote_router_is_examined_too() {
         document["checks"].as_array().unwrap().iter().find(|check| check["name"] == "router answers").unwrap();
     assert!(answers["detail"].as_str().unwrap().contains("99.1.0"), "{answers}");
     assert!(answers["hint"].as_str().unwrap().contains("`drover down` on here"), "{answers}");
+}
+
+/// A member as the router lists it.
+fn member(index: u32, state: &str) -> pb::Member {
+    pb::Member {
+        node_id: format!("{SWARM}/{index}"),
+        swarm_id: SWARM.into(),
+        node_index: Some(index),
+        addr: "127.0.0.1".into(),
+        port: 7946 + index,
+        state: state.into(),
+        load_score: Some(0.25),
+        incarnation: 3,
+        boot: 9,
+        version: "1".into(),
+        timestamp_us: 1_772_063_938_000_000,
+        host: "here".into(),
+        labels: [("host".to_owned(), "here".to_owned())].into(),
+        capabilities: [("agent".to_owned(), "echo".to_owned())].into(),
+        ..pb::Member::default()
+    }
+}
+
+fn members(all: Vec<pb::Member>) -> pb::ListMembersResponse {
+    pb::ListMembersResponse { members: all, reporter: format!("{SWARM}/0"), epoch: 1, term: 2, heard_us: 1 }
+}
+
+#[test]
+fn members_have_the_agreed_fields_and_no_swarm_means_null() {
+    let outside =
+        pb::Member { node_id: "laptop".into(), state: "left".into(), cause: "left".into(), ..Default::default() };
+    let fake = Fake::start(Script {
+        swarms: vec![swarm()],
+        members: members(vec![member(0, "alive"), outside]),
+        ..Script::default()
+    });
+    let listed = json(&run(&fake, &["members", "--json"]).out);
+    let first = listed[0].as_object().unwrap();
+    for field in [
+        "node_id",
+        "swarm_id",
+        "node_index",
+        "addr",
+        "port",
+        "state",
+        "load_score",
+        "incarnation",
+        "capabilities",
+        "labels",
+        "version",
+        "timestamp",
+    ] {
+        assert!(first.contains_key(field), "{field}: {listed}");
+    }
+    assert_eq!(
+        (&listed[0]["node_id"], &listed[0]["node_index"]),
+        (&Value::from(format!("{SWARM}/0")), &Value::from(0))
+    );
+    assert_eq!((&listed[0]["state"], &listed[0]["load_score"]), (&Value::from("alive"), &Value::from(0.25)));
+    assert_eq!(listed[0]["labels"]["host"], "here");
+    assert_eq!(
+        (&listed[1]["swarm_id"], &listed[1]["node_index"], &listed[1]["load_score"]),
+        (&Value::Null, &Value::Null, &Value::Null)
+    );
+    let people = run(&fake, &["members"]);
+    assert!(people.out.contains("0199c7a2/0") && people.out.contains("laptop"), "{}", people.out);
+    assert!(people.err.contains("1 alive, 1 left") && people.err.contains("by 0199c7a2/0"), "{}", people.err);
+    let one = json(&run(&fake, &["members", "0199", "--json"]).out);
+    assert_eq!(one.as_array().map(Vec::len), Some(1));
+
+    let none = run(&Fake::start(Script::default()), &["members"]);
+    assert_eq!((none.code, none.out.as_str()), (0, ""));
+    assert!(none.err.contains("no members yet"), "{}", none.err);
+}
+
+#[test]
+fn a_watch_of_members_goes_on_through_a_lost_router_and_tells_nothing_twice() {
+    use drover_proto::router::watch_members_response::Update;
+    use std::io::BufRead as _;
+    let fake = Fake::start(Script {
+        members: members(vec![member(0, "alive"), member(1, "alive")]),
+        member_changes: vec![Update::Changed(member(1, "suspect")), Update::Removed(format!("{SWARM}/1"))],
+        // The first connection breaks behind its snapshot.
+        cuts: vec![1],
+        ..Script::default()
+    });
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("drover"))
+        .args(["members", "--watch", "--json", "--router", &fake.address()])
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .env("DROVER_STATE_DIR", "/nonexistent/state")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let told: Vec<String> = lines
+        .take(4)
+        .map(|line| {
+            let member = json(&line.unwrap());
+            format!("{} {} {}", member["node_index"], member["state"].as_str().unwrap(), member["removed"])
+        })
+        .collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(told, ["0 alive null", "1 alive null", "1 suspect null", "1 suspect true"]);
+}
+
+#[test]
+fn status_shows_each_node_as_the_others_see_it() {
+    let mut seen = swarm();
+    seen.nodes[0].membership = "alive".into();
+    seen.nodes[0].load_score = Some(0.5);
+    seen.nodes[1].membership = "suspect".into();
+    seen.nodes[1].membership_notes = vec![pb::MembershipNote {
+        code: "clock_off".into(),
+        message: "the clock is an hour off".into(),
+        current: true,
+        ..Default::default()
+    }];
+    let fake = Fake::start(Script { swarms: vec![seen], ..Script::default() });
+    insta::assert_snapshot!(run(&fake, &["status", "0199"]).out, @r"
+    swarm      0199c7a2-7d58-7c4e-9a35-2f4f6a1c0b11
+    status     running
+    job        local-1 on local (RUNNING)
+    agent      echo
+    age        -
+    NODE  STATE  MEMBER   LOAD  HOST  PID  START  WAITING  REASON
+       0  idle   alive    0.50  here  100      1        0
+       1  idle   suspect     -  here  101      1        0  the clock is an hour off
+    ");
+    let status = json(&run(&fake, &["status", "0199", "--json"]).out);
+    assert_eq!(
+        (&status["nodes"][0]["membership"]["state"], &status["nodes"][0]["membership"]["load_score"]),
+        (&Value::from("alive"), &Value::from(0.5))
+    );
+    assert_eq!(status["nodes"][1]["membership"]["notes"][0]["code"], "clock_off");
+}
+
+#[test]
+fn keys_are_listed_with_who_has_them_and_a_refusal_says_who_would_be_cut_off() {
+    let key = |key_id, in_use, nodes, missing: &[&str]| pb::RingKey {
+        key_id,
+        fingerprint: format!("{key_id:02x}00000000000000"),
+        in_use,
+        nodes,
+        nodes_using: if in_use { 2 } else { 0 },
+        missing: missing.iter().map(|&id| id.into()).collect(),
+    };
+    let keys = pb::ListKeysResponse {
+        keys: vec![key(0xa1, true, 2, &[]), key(0xb2, false, 1, &["s/1"])],
+        revision: 2,
+        nodes: 2,
+    };
+    let refusal =
+        Failure::new(ErrorCode::NotAllowed, "key b2 would cut off 1 of the nodes that do not have it yet: s/1")
+            .hint("wait");
+    let fake = Fake::start(Script { keys, key_refusal: Some(refusal), ..Script::default() });
+    insta::assert_snapshot!(run(&fake, &["keys", "list"]).out, @r"
+    KEY  IN USE  NODES  SEALING  FINGERPRINT       MISSING ON
+    a1   yes       2/2        2  a100000000000000
+    b2   no        1/2        0  b200000000000000  s/1
+    ");
+    let listed = json(&run(&fake, &["keys", "list", "--json"]).out);
+    assert_eq!(
+        (&listed["nodes"], &listed["keys"][1]["key_id"], &listed["keys"][1]["nodes"]),
+        (&Value::from(2), &Value::from("b2"), &Value::from(1))
+    );
+    let added = run(&fake, &["keys", "add"]);
+    assert!(added.code == 0 && added.err.contains("drover keys use b2"), "{}", added.err);
+    let refused = run(&fake, &["keys", "use", "b2"]);
+    assert!(refused.code == 1 && refused.err.contains("s/1") && refused.err.contains("wait"), "{}", refused.err);
+    assert_eq!(run(&fake, &["keys", "use", "b2", "--force"]).code, 0);
+    assert_eq!(run(&fake, &["keys", "remove", "a1"]).code, 0);
+    assert_eq!(run(&fake, &["keys", "use", "xyz"]).code, 2);
+    let asked = fake.seen(|seen| seen.keys.clone());
+    assert_eq!(asked, ["add 0", "use b2 false", "use b2 true", "remove a1 false"]);
 }

@@ -28,6 +28,12 @@ pub(crate) struct Script {
     /// Every call but `GetInfo` fails like this.
     pub(crate) failure: Option<Failure>,
     pub(crate) explain: pb::ExplainResponse,
+    pub(crate) members: pb::ListMembersResponse,
+    /// What a watch of the members says behind its snapshot.
+    pub(crate) member_changes: Vec<pb::watch_members_response::Update>,
+    pub(crate) keys: pb::ListKeysResponse,
+    /// Why a key cannot be used unless that is forced.
+    pub(crate) key_refusal: Option<Failure>,
     pub(crate) seen: Seen,
 }
 
@@ -41,6 +47,8 @@ pub(crate) struct Seen {
     pub(crate) interrupts: Vec<pb::InterruptRequest>,
     pub(crate) explained: Vec<String>,
     pub(crate) terminated: Vec<pb::TerminateSwarmRequest>,
+    /// Changes of the key ring, in words.
+    pub(crate) keys: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -192,6 +200,65 @@ impl RouterService for Service {
         self.with(|script| Response::new(pb::ListProvidersResponse { providers: script.providers.clone() }))
     }
 
+    async fn list_members(&self, request: Request<pb::ListMembersRequest>) -> Answer<pb::ListMembersResponse> {
+        self.with(|script| {
+            let swarm = request.into_inner().swarm_id;
+            let mut members = script.members.clone();
+            members.members.retain(|member| swarm.is_empty() || member.swarm_id == swarm);
+            Response::new(members)
+        })
+    }
+
+    type WatchMembersStream = Stream<pb::WatchMembersResponse>;
+    async fn watch_members(&self, _: Request<pb::WatchMembersRequest>) -> Answer<Self::WatchMembersStream> {
+        use pb::watch_members_response::Update;
+        self.with(|script| {
+            let cut = if script.cuts.is_empty() { usize::MAX } else { script.cuts.remove(0) };
+            let snapshot = Update::Snapshot(script.members.clone());
+            let updates = std::iter::once(snapshot).chain(script.member_changes.iter().cloned());
+            let mut items: Vec<_> =
+                updates.take(cut).map(|update| Ok(pb::WatchMembersResponse { update: Some(update) })).collect();
+            if cut != usize::MAX {
+                items.push(Err(Status::unavailable("the router is gone")));
+            }
+            let items = tokio_stream::iter(items);
+            let stream: Self::WatchMembersStream = if cut == usize::MAX {
+                Box::pin(tokio_stream::StreamExt::chain(items, tokio_stream::pending()))
+            } else {
+                Box::pin(items)
+            };
+            Response::new(stream)
+        })
+    }
+
+    async fn list_keys(&self, _: Request<pb::ListKeysRequest>) -> Answer<pb::ListKeysResponse> {
+        self.with(|script| Response::new(script.keys.clone()))
+    }
+
+    async fn add_key(&self, request: Request<pb::AddKeyRequest>) -> Answer<pb::AddKeyResponse> {
+        self.with(|script| {
+            script.seen.keys.push(format!("add {}", request.into_inner().key.len()));
+            Response::new(pb::AddKeyResponse { ring: Some(script.keys.clone()), key_id: 0xb2 })
+        })
+    }
+
+    async fn use_key(&self, request: Request<pb::UseKeyRequest>) -> Answer<pb::UseKeyResponse> {
+        let request = request.into_inner();
+        self.with(|script| script.seen.keys.push(format!("use {:02x} {}", request.key_id, request.force)))?;
+        self.with(|script| match &script.key_refusal {
+            Some(refusal) if !request.force => Err(drover_proto::status_of(refusal)),
+            _ => Ok(Response::new(pb::UseKeyResponse { ring: Some(script.keys.clone()) })),
+        })?
+    }
+
+    async fn remove_key(&self, request: Request<pb::RemoveKeyRequest>) -> Answer<pb::RemoveKeyResponse> {
+        self.with(|script| {
+            let request = request.into_inner();
+            script.seen.keys.push(format!("remove {:02x} {}", request.key_id, request.force));
+            Response::new(pb::RemoveKeyResponse { ring: Some(script.keys.clone()) })
+        })
+    }
+
     async fn explain(&self, request: Request<pb::ExplainRequest>) -> Answer<pb::ExplainResponse> {
         self.with(|script| {
             script.seen.explained.push(request.into_inner().subject);
@@ -231,6 +298,11 @@ impl Fake {
         let mut command = drover(self.home.path());
         command.args(args).args(["--router", &self.addr.to_string()]);
         command
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> String {
+        self.addr.to_string()
     }
 
     pub(crate) fn seen<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
@@ -282,6 +354,7 @@ pub(crate) fn event(seq: u64, node: u32, name: &str, data: &str) -> pb::Event {
     pb::Event {
         seq,
         timestamp_us: 1_772_063_938_000_000 + seq * 1000,
+        stored_us: 0,
         event: name.into(),
         swarm_id: SWARM.into(),
         job_id: "local-1".into(),

@@ -73,6 +73,15 @@ impl Home {
         all.filter(started_here).filter(|pid| is_alive(*pid)).collect()
     }
 
+    /// The same without the membership daemons, which come and go with their workers.
+    pub(crate) fn processes_but_membership(&self) -> Vec<u32> {
+        let is_membership = |pid: u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|&byte| byte == 0).any(|word| word == b"gossip-membership")
+        };
+        self.processes().into_iter().filter(|pid| !is_membership(*pid)).collect()
+    }
+
     fn demo_directories(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.to_string_lossy().contains("drover-demo-")).collect()
@@ -232,7 +241,7 @@ fn up_restarts_what_dies_and_its_end_does_not_end_the_swarms_of_others() {
     for daemon in ["router", "outbox-follower", "slurm-allocator"] {
         assert_eq!(home.pid_of(daemon), None, "{daemon}");
     }
-    assert_eq!(home.processes().len(), 1, "the other swarm's worker goes on");
+    assert_eq!(home.processes_but_membership().len(), 1, "the other swarm's worker goes on");
     assert_eq!(home.json(&["status", &launched])["status"], "running");
     assert_eq!(home.run(&["terminate", &launched, "--force"]).0, Some(0));
 }
@@ -286,4 +295,35 @@ fn a_person_answers_an_approval_and_interrupts_a_turn_from_another_terminal() {
     std::io::Read::read_to_string(&mut long.stderr.take().unwrap(), &mut said).unwrap();
     assert!(said.contains("interrupted"), "{said}");
     assert_eq!(home.run(&["terminate", &swarm]).0, Some(0));
+}
+
+/// What the terminal of a person gets, through a terminal of our own.
+#[test]
+fn the_lane_of_a_node_that_thinks_does_not_stand_still() {
+    let home = Home::new();
+    assert_eq!(home.run(&["launch", "--nodes", "2", "--detach"]).0, Some(0));
+    let template = drover(home.path());
+    let line = format!("{} inject last --prompt '@echo delay=1500ms'", template.get_program().to_string_lossy());
+    let output = std::process::Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env_clear()
+        .envs(template.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .env("TERM", "xterm")
+        .current_dir(home.path())
+        .stdin(Stdio::null())
+        .output();
+    let Ok(output) = output else {
+        drover_testkit::skip(&drover_testkit::this_test(), "needs script(1) for a terminal");
+        return;
+    };
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}");
+    for node in ["node 0", "node 1"] {
+        let glyphs: std::collections::BTreeSet<char> = shown
+            .match_indices(node)
+            .filter_map(|(at, _)| shown[at + node.len()..].trim_start_matches(' ').chars().next())
+            .filter(|glyph| ('\u{2800}'..='\u{28ff}').contains(glyph))
+            .collect();
+        assert!(glyphs.len() > 4, "{node} showed only {glyphs:?}: {shown:?}");
+    }
 }

@@ -33,6 +33,8 @@ fn help_reads_well() {
         "approve",
         "interrupt",
         "why",
+        "members",
+        "keys",
         "doctor",
         "daemon",
         "completions",
@@ -61,6 +63,8 @@ fn usage_errors_exit_with_2_and_name_what_is_wrong() {
         (&["launch", "--nodes", "0"], "0 is not in 1.."),
         (&["launch", "--agent", "gpt"], "codex, echo"),
         (&["inject", "x"], "--prompt"),
+        (&["inject", "x", "--prompt", "p", "--node", "-1"], "numbered from 0"),
+        (&["interrupt", "x", "--node", "one"], "numbered from 0"),
         (&["list", "--router", "7950"], "HOST:PORT"),
         (&["daemon", "nosuch"], "router"),
         (&["up", "--router", "127.0.0.1:1"], "--router"),
@@ -71,6 +75,40 @@ fn usage_errors_exit_with_2_and_name_what_is_wrong() {
         let (code, _, err) = run(home.path(), args);
         assert_eq!(code, Some(2), "{args:?}: {err}");
         assert!(err.contains(expected), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn a_script_gets_a_usage_error_as_a_document() {
+    let home = tempfile::tempdir().unwrap();
+    let wrong: &[(&[&str], &str)] = &[
+        (&["--json", "lunch"], "unrecognized subcommand 'lunch'"),
+        (&["launch", "--nodes", "x", "--json"], "invalid value 'x' for '--nodes <N>'"),
+        (&["inject", "x", "--json"], "--prompt"),
+        (&["--json"], "requires a subcommand"),
+    ];
+    for (args, expected) in wrong {
+        let (code, out, err) = run(home.path(), args);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}");
+        let error =
+            &serde_json::from_str::<Value>(&err).unwrap_or_else(|error| panic!("{args:?}: {error}: {err}"))["error"];
+        assert!(error["message"].as_str().unwrap().contains(expected), "{args:?}: {error}");
+        assert!(error["hint"].as_str().unwrap().contains("--help"), "{error}");
+    }
+    let (code, out, _) = run(home.path(), &["list", "--json", "--help"]);
+    assert!(code == Some(0) && out.contains("Usage: drover list"), "{out}");
+}
+
+#[test]
+fn a_daemon_refuses_words_about_its_log_that_it_does_not_know() {
+    let home = tempfile::tempdir().unwrap();
+    for (variable, value, expected) in
+        [("DROVER_LOG_FORMAT", "xml", "write text or json"), ("DROVER_LOG", "a=b=c", "such as info")]
+    {
+        let output = drover(home.path()).env(variable, value).args(["daemon", "router"]).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(78), "{err}");
+        assert!(err.contains(variable) && err.contains(value) && err.contains(expected), "{err}");
     }
 }
 
@@ -97,6 +135,13 @@ fn a_broken_configuration_exits_with_78_and_says_where() {
     let (code, _, err) = run(home.path(), &["list", "--config", path.to_str().unwrap()]);
     assert_eq!(code, Some(78), "{err}");
     assert!(err.contains("bad.yaml") && err.contains("lissten") && err.contains("--check-config"), "{err}");
+    // All of it at once, each where it stands.
+    let text = "router:\n  lissten: x\n  keep_events_for: 3 parsecs\nworker:\n  max_restarts: -1\n  agent: frob\n";
+    std::fs::write(&path, text).unwrap();
+    let (code, _, err) = run(home.path(), &["daemon", "router", "--check-config", "--config", "bad.yaml"]);
+    let told: Vec<&str> = err.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(code, Some(78));
+    assert_eq!(told, ["bad.yaml:2:3", "bad.yaml:3:20", "bad.yaml:5:17", "bad.yaml:6:10"], "{err}");
     let (code, _, err) = run(home.path(), &["list", "--config", "nosuch.yaml"]);
     assert_eq!(code, Some(78), "{err}");
     assert!(err.contains("nosuch.yaml"), "{err}");

@@ -73,6 +73,7 @@ impl State {
         self.events.push(pb::Event {
             seq,
             timestamp_us: 1_772_063_938_000_000 + seq,
+            stored_us: 0,
             event: name.to_owned(),
             swarm_id: swarm_id.to_owned(),
             job_id,
@@ -236,6 +237,7 @@ impl RouterService for Fake {
     type InjectStream = Stream<pb::InjectResponse>;
     type TerminateSwarmStream = Stream<pb::TerminateSwarmResponse>;
     type WatchEventsStream = Stream<pb::WatchEventsResponse>;
+    type WatchMembersStream = Stream<pb::WatchMembersResponse>;
 
     async fn get_info(&self, _: Request<pb::GetInfoRequest>) -> Result<Response<pb::GetInfoResponse>, Status> {
         Ok(Response::new(pb::GetInfoResponse { last_seq: self.last_seq(), ..pb::GetInfoResponse::default() }))
@@ -467,6 +469,38 @@ impl RouterService for Fake {
 
     async fn explain(&self, _: Request<pb::ExplainRequest>) -> Result<Response<pb::ExplainResponse>, Status> {
         Ok(Response::new(pb::ExplainResponse::default()))
+    }
+
+    // The JSON-line control plane has no commands for members and keys.
+
+    async fn list_members(
+        &self,
+        _: Request<pb::ListMembersRequest>,
+    ) -> Result<Response<pb::ListMembersResponse>, Status> {
+        Ok(Response::new(pb::ListMembersResponse::default()))
+    }
+
+    async fn watch_members(
+        &self,
+        _: Request<pb::WatchMembersRequest>,
+    ) -> Result<Response<Self::WatchMembersStream>, Status> {
+        Ok(steps(Vec::new()))
+    }
+
+    async fn list_keys(&self, _: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
+        Ok(Response::new(pb::ListKeysResponse::default()))
+    }
+
+    async fn add_key(&self, _: Request<pb::AddKeyRequest>) -> Result<Response<pb::AddKeyResponse>, Status> {
+        Ok(Response::new(pb::AddKeyResponse::default()))
+    }
+
+    async fn use_key(&self, _: Request<pb::UseKeyRequest>) -> Result<Response<pb::UseKeyResponse>, Status> {
+        Ok(Response::new(pb::UseKeyResponse::default()))
+    }
+
+    async fn remove_key(&self, _: Request<pb::RemoveKeyRequest>) -> Result<Response<pb::RemoveKeyResponse>, Status> {
+        Ok(Response::new(pb::RemoveKeyResponse::default()))
     }
 }
 

@@ -39,7 +39,7 @@ async fn another_user_is_refused_unless_allowed() {
     assert_eq!(ask_as(STRANGER, &plane).await, "", "a stranger was served");
     assert!(ask_as(0, &plane).await.contains("\"swarm_list\""));
 
-    let security = SecurityConfig { allow_uids: vec![STRANGER] };
+    let security = SecurityConfig { allow_uids: vec![STRANGER], ..SecurityConfig::default() };
     let plane = Plane::start_with(Knobs::default(), 1 << 20, 1 << 20, &security);
     assert!(ask_as(STRANGER, &plane).await.contains("\"swarm_list\""));
 }

@@ -3,6 +3,7 @@
 use drover_proto::router as pb;
 use drover_types::{ErrorCode, Failure, InjectionId};
 use serde_json::{Value, json};
+use tracing::warn;
 
 use super::delivery::queue_control;
 use super::effects::{Answer, Effects, Out, Token};
@@ -28,14 +29,28 @@ impl Core {
         fx: &mut Effects,
     ) {
         let Some(swarm) = self.swarms.get(&key) else { return };
-        let approval_id = if approval_id.is_empty() {
-            format!("{}-{index}-{generation}-{}", swarm.head.id, record.seq)
-        } else {
-            approval_id.to_owned()
+        let asked_as = approval_id;
+        let own = format!("{}-{index}-{generation}-{}", swarm.head.id, record.seq);
+        let approval_id = match self.book.approvals.get(asked_as) {
+            _ if asked_as.is_empty() => own,
+            None => asked_as.to_owned(),
+            Some(_) => {
+                let again = self.book.approvals.values().any(|known| {
+                    known.asks(key, index, asked_as)
+                        && known.generation == generation
+                        && (known.status != ApprovalStatus::Resolved || known.call_id == call_id)
+                });
+                if again {
+                    return; // The same question in another shape.
+                }
+                // Nothing keeps two workers from choosing the same name: each of the two is to be answered for itself.
+                warn!(
+                    swarm_id = %swarm.head.id, node_id = index, approval_id = asked_as, called = own,
+                    "another question has this name already"
+                );
+                own
+            }
         };
-        if self.book.approvals.contains_key(&approval_id) {
-            return; // The same question in another shape.
-        }
         let version = self.new_approvals_version();
         let data = with_fields(&record.data, &json!({ "approval_id": approval_id, "approvals_version": version }));
         let mut asked = record.clone();
@@ -43,6 +58,7 @@ impl Core {
         self.pass_on(key, index, &asked, false, fx);
         let approval = Approval {
             id: approval_id.clone(),
+            asked_as: asked_as.to_owned(),
             swarm: key,
             node: index,
             generation,
@@ -64,17 +80,30 @@ impl Core {
         &mut self,
         key: SwarmKey,
         index: u32,
+        generation: u32,
         record: &OutRecord,
         approval_id: &str,
         call_id: &str,
         fenced: bool,
         fx: &mut Effects,
     ) {
-        let found = self.book.approvals.values().find(|approval| {
-            approval.swarm == key
-                && approval.node == index
-                && (approval.id == approval_id || (approval_id.is_empty() && approval.call_id == call_id))
-        });
+        let found = self
+            .book
+            .approvals
+            .values()
+            .filter(|approval| {
+                if approval_id.is_empty() {
+                    approval.swarm == key && approval.node == index && approval.call_id == call_id
+                } else {
+                    approval.asks(key, index, approval_id)
+                }
+            })
+            // Of several questions of one name: what waits before what is settled, what this worker asked before what an
+            // earlier one did, what names this call before what does not, the latest before the others.
+            .max_by_key(|approval| {
+                let open = approval.status != ApprovalStatus::Resolved;
+                (open, approval.generation == generation, approval.call_id == call_id, approval.created)
+            });
         let Some(id) = found.map(|approval| approval.id.clone()) else {
             self.pass_on(key, index, record, fenced, fx);
             return;
@@ -154,6 +183,7 @@ impl Core {
         }
         let (key, index, injection) = (approval.swarm, approval.node, approval.injection.clone());
         let call_id = approval.call_id.clone();
+        let asked_as = approval.asked_as().to_owned();
         let decision = decision_value(&order.decision, order.approved);
         let version = self.new_approvals_version();
         let Some(swarm) = self.swarms.get_mut(&key) else { return Err(unknown(&[])) };
@@ -163,7 +193,7 @@ impl Core {
         });
         self.book.say(fx, &swarm.head, of_node("exec_approval_submitted", index, injection.as_ref(), &data));
         let word = json!({
-            "approval_id": id, "call_id": call_id, "approved": order.approved, "decision": decision,
+            "approval_id": asked_as, "call_id": call_id, "approved": order.approved, "decision": decision,
         });
         queue_control(&mut self.book, &mut swarm.nodes, key, index, injection, "approval", &word.to_string());
         if let Some(approval) = self.book.approvals.get_mut(&id) {

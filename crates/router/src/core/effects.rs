@@ -48,8 +48,10 @@ impl fmt::Debug for Word {
 pub(crate) struct Event {
     /// Its global number.
     pub(crate) seq: u64,
-    /// When the router took it, in microseconds of Unix time.
+    /// When the router took it, in microseconds of Unix time. Never goes back while numbers go on.
     pub(crate) at: Micros,
+    /// When it happened: by the worker's clock for what a worker says, as far as that clock can be believed.
+    pub(crate) happened: Micros,
     /// Its name.
     pub(crate) name: Word,
     /// The swarm it belongs to.
@@ -74,7 +76,8 @@ impl Event {
     pub(crate) fn message(&self) -> pb::Event {
         pb::Event {
             seq: self.seq,
-            timestamp_us: self.at,
+            timestamp_us: self.happened,
+            stored_us: self.at,
             event: self.name.to_string(),
             swarm_id: self.swarm.as_ref().map_or_else(String::new, ToString::to_string),
             job_id: self.job.to_string(),

@@ -5,6 +5,7 @@ use drover_types::{ErrorCode, Failure, InjectionId, InjectionState, NodeState, S
 
 use super::effects::Micros;
 use super::input::PriorInjection;
+use super::members::MemberState;
 use super::model::{ApprovalStatus, EndStage, Injection, Link, Node, Swarm, SwarmKey};
 use super::{Core, SECOND};
 
@@ -78,6 +79,18 @@ impl Core {
                 counted(undelivered, "record")
             ));
         }
+        let unwell = swarm.nodes.iter().filter(|node| {
+            node.member.as_ref().is_some_and(|member| member.state != MemberState::Alive || member.overloaded)
+                || node.facts.notes.iter().any(|note| note.current)
+        });
+        for node in unwell.take(3).filter(|_| !swarm.is_over()) {
+            let mut of_node = Words::default();
+            member_words(node, now, &mut of_node);
+            for sentence in of_node.because {
+                words.say(format!("Node {}: {sentence}", node.index));
+            }
+            words.advise(format!("`drover why {}/{}` tells more of that node", swarm.head.id, node.index));
+        }
         let waiting = self.waiting_in(swarm.head.key, None);
         if waiting > 0 {
             words.say(format!("{waiting} approvals wait for a person's word."));
@@ -144,6 +157,7 @@ impl Core {
                 words.advise(sentence(&trouble.hint));
             }
         }
+        member_words(node, now, words);
         if !node.queue.is_empty() {
             words.say(format!("{} records wait for delivery to its inbox.", node.queue.len()));
             if !node.delivery.error.is_empty() {
@@ -277,6 +291,33 @@ impl Core {
             "Prompts wait here and the workers' words in their outboxes until it is back.",
             &self.book.follower,
         );
+    }
+}
+
+/// How the other nodes see it, and what its membership daemon complains about.
+fn member_words(node: &Node, now: Micros, words: &mut Words) {
+    if let Some(member) = &node.member {
+        let load = match (member.load, member.overloaded) {
+            (None, _) => String::new(),
+            (Some(load), false) => format!("; its load is {load:.2}"),
+            (Some(load), true) => format!("; its load is {load:.2}, which is too much{}", because(&member.reason)),
+        };
+        let seen = match member.state {
+            MemberState::Alive => "The other nodes see it alive",
+            MemberState::Suspect => "The other nodes do not hear it and suspect that it is gone",
+            MemberState::Dead => "The other nodes have given it up",
+            MemberState::Left => "It has taken leave of the other nodes",
+        };
+        words.say(format!("{seen}, since {}{load}.", ago(now, member.since)));
+        if matches!(member.state, MemberState::Suspect | MemberState::Dead) {
+            words.advise("`drover members` shows who sees whom; its worker may be well and only its network cut off");
+        }
+    }
+    for note in node.facts.notes.iter().filter(|note| note.current) {
+        words.say(format!("Its membership says: {}.", note.message.trim_end_matches('.')));
+        if !note.hint.is_empty() {
+            words.advise(note.hint.clone());
+        }
     }
 }
 

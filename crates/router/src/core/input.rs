@@ -8,7 +8,9 @@ use drover_proto::common::LaunchSpec;
 use drover_types::{Failure, InjectionId, InjectionState, NodeIndex, OutboxId, SwarmId};
 
 use super::effects::{Micros, Token, Word};
+use super::members::MembersWord;
 use super::model::Request;
+use super::ring::{NoteWord, Ring, RingSaid};
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub(crate) enum Input {
     Ensured(SwarmId, Result<Allocation, Failure>),
     Released(SwarmId, Result<bool, Failure>),
     MailboxRemoved(SwarmId),
+    /// The ring of gossip keys, at the start and after each change of it.
+    Ring(Ring),
     Tick,
 }
 
@@ -46,8 +50,19 @@ pub(crate) struct LaunchOrder {
     pub(crate) request_id: String,
     pub(crate) spec: LaunchSpec,
     pub(crate) trace: String,
+    /// The entry of the catalogue that it means, where that could be found out.
+    pub(crate) place: Option<LaunchPlace>,
     /// What the store knows of this request id.
     pub(crate) prior: Option<Prior>,
+}
+
+/// Where a launch goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LaunchPlace {
+    /// Name of the backend.
+    pub(crate) backend: String,
+    /// Id in the catalogue.
+    pub(crate) provider: String,
 }
 
 /// Asks for prompts.
@@ -130,6 +145,8 @@ pub(crate) struct RecordChunk {
 #[derive(Debug, Clone)]
 pub(crate) struct OutRecord {
     pub(crate) seq: u64,
+    /// When it was written, by the worker's clock; 0 when it does not say.
+    pub(crate) ts: Micros,
     pub(crate) injection: Option<InjectionId>,
     pub(crate) name: Word,
     pub(crate) data: Bytes,
@@ -163,6 +180,12 @@ pub(crate) enum RecordBody {
         approval_id: String,
         call_id: String,
     },
+    /// A leader says who is there.
+    Members(Box<MembersWord>),
+    /// A node says which keys of the ring it has.
+    RingSaid(RingSaid),
+    /// A worker says what is wrong with its membership daemon.
+    Notes(Vec<NoteWord>),
     /// Passed on as it is.
     Other,
 }

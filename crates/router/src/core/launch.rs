@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::effects::{Effects, Micros, Out, Step, Token, Topic};
 use super::input::{Allocation, LaunchOrder};
-use super::model::{Head, Node, Request, Retry, Swarm, SwarmFacts, SwarmKey, Trouble};
+use super::model::{Head, Node, NodeFacts, Request, Retry, Swarm, SwarmFacts, SwarmKey, Trouble};
 use super::{Core, SECOND, of_swarm};
 
 /// More nodes than any allocation we could follow.
@@ -29,7 +29,7 @@ impl Core {
     }
 
     fn begin_launch(&mut self, order: LaunchOrder, fx: &mut Effects) -> Result<SwarmKey, Failure> {
-        let LaunchOrder { request_id, mut spec, trace, prior } = order;
+        let LaunchOrder { request_id, mut spec, trace, place, prior } = order;
         check_spec(&mut spec, &self.book.settings.default_agent)?;
         check_request_id(&request_id)?;
         let earlier = self.book.requests.get(request_id.as_str()).map(|(request, _)| Arc::clone(request));
@@ -58,8 +58,8 @@ impl Core {
             request_id,
             trace,
             backend_state: String::new(),
-            provider: String::new(),
-            provider_id: spec.provider.clone(),
+            provider: place.as_ref().map_or_else(String::new, |place| place.backend.clone()),
+            provider_id: place.map_or_else(|| spec.provider.clone(), |place| place.provider),
             agent: spec.agent.clone(),
             created: fx.now,
             ended: 0,
@@ -73,7 +73,14 @@ impl Core {
             ending: None,
             trouble: None,
         };
-        let nodes = (0..spec.node_count).map(|index| Node { index: NodeIndex(index), ..Node::default() }).collect();
+        // The allocator gives new nodes the ring as it is by then, which is this one or a newer one.
+        let ring_sent = self.book.ring.as_ref().map_or(0, |ring| ring.revision);
+        let node = |index| Node {
+            index: NodeIndex(index),
+            facts: NodeFacts { ring_sent, ..NodeFacts::default() },
+            ..Node::default()
+        };
+        let nodes = (0..spec.node_count).map(node).collect();
         let swarm = Swarm {
             head: Head { key, id: id.clone(), job: "".into() },
             spec: Arc::new(spec),
@@ -179,11 +186,17 @@ impl Core {
         }
         let mut missing: std::collections::BTreeSet<SwarmKey> =
             self.swarms.iter().filter(|(_, swarm)| !swarm.is_over()).map(|(&key, _)| key).collect();
+        let mut unseen: std::collections::BTreeSet<SwarmKey> =
+            self.swarms.iter().filter(|(_, swarm)| swarm.is_over()).map(|(&key, _)| key).collect();
         for allocation in allocations {
             if let Some(&key) = self.by_id.get(&allocation.swarm) {
                 missing.remove(&key);
+                unseen.remove(&key);
                 self.apply_allocation(key, &allocation, fx);
             }
+        }
+        for key in unseen {
+            self.allocation_forgotten(key);
         }
         for key in missing {
             let Some(swarm) = self.swarms.get_mut(&key) else { continue };
@@ -202,6 +215,15 @@ impl Core {
         }
     }
 
+    /// The backend no longer has the allocation of a swarm that is over: whatever it last said of it holds no longer.
+    pub(super) fn allocation_forgotten(&mut self, key: SwarmKey) {
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        if matches!(swarm.facts.backend_state.as_str(), "PENDING" | "RUNNING" | "COMPLETING") {
+            "COMPLETED".clone_into(&mut swarm.facts.backend_state);
+            self.mark(key);
+        }
+    }
+
     /// One allocation changed.
     pub(super) fn allocation_changed(&mut self, allocation: &Allocation, fx: &mut Effects) {
         if let Some(&key) = self.by_id.get(&allocation.swarm) {
@@ -212,6 +234,11 @@ impl Core {
     fn apply_allocation(&mut self, key: SwarmKey, allocation: &Allocation, fx: &mut Effects) {
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
         if swarm.is_over() {
+            // Nothing of the swarm changes any more, but what became of its allocation is still to be seen.
+            if swarm.facts.backend_state != allocation.backend_state {
+                allocation.backend_state.clone_into(&mut swarm.facts.backend_state);
+                self.mark(key);
+            }
             return;
         }
         let facts = &mut swarm.facts;
@@ -309,6 +336,7 @@ impl Core {
         fx.step(Topic::Launch(key), Step::Fail(failure));
         self.mark(key);
         self.close_swarm_injections(key, "the swarm did not come up", ErrorCode::LaunchFailed, fx);
+        self.forget_members_of(key, fx);
         self.release_owed(key, fx);
     }
 

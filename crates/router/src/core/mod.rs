@@ -11,10 +11,12 @@ mod explain;
 mod inject;
 pub(crate) mod input;
 mod launch;
+pub(crate) mod members;
 pub(crate) mod model;
 mod nodes;
 mod records;
 mod restore;
+pub(crate) mod ring;
 mod status;
 mod terminate;
 mod view;
@@ -37,6 +39,7 @@ pub(crate) use view::approval_view;
 
 use effects::{Effects, Event, Micros, Word};
 use input::Input;
+use members::MembersView;
 use model::{Book, Dirty, Head, Link, Settings, Swarm, SwarmKey};
 
 /// One second, in our unit of time.
@@ -66,6 +69,9 @@ impl Core {
                 approvals: BTreeMap::new(),
                 approvals_version: seq,
                 leftovers: BTreeSet::new(),
+                members: BTreeMap::new(),
+                members_view: MembersView::default(),
+                ring: None,
                 dirty: Dirty::default(),
                 allocator: Link::not_yet(),
                 follower: Link::not_yet(),
@@ -97,6 +103,7 @@ impl Core {
             Input::AllocatorDown(error) => self.allocator_down(&error, fx),
             Input::Ensured(swarm, result) => self.ensured(&swarm, result, fx),
             Input::Released(swarm, result) => self.released(&swarm, result, fx),
+            Input::Ring(ring) => self.ring_changed(ring, fx),
             Input::Tick => self.tick(fx),
         }
     }
@@ -159,13 +166,23 @@ pub(crate) fn find_by_name<'a, V>(by_id: &'a BTreeMap<SwarmId, V>, name: &str) -
 impl Book {
     /// Appends an event of a swarm to the log and returns its number.
     pub(crate) fn say(&mut self, fx: &mut Effects, head: &Head, what: Saying<'_>) -> u64 {
+        self.append(fx, Some(head.id.clone()), Arc::clone(&head.job), what)
+    }
+
+    /// Appends an event of no swarm.
+    pub(crate) fn say_of_none(&mut self, fx: &mut Effects, what: Saying<'_>) -> u64 {
+        self.append(fx, None, "".into(), what)
+    }
+
+    fn append(&mut self, fx: &mut Effects, swarm: Option<SwarmId>, job: Arc<str>, what: Saying<'_>) -> u64 {
         self.seq += 1;
         fx.events.push(Event {
             seq: self.seq,
             at: fx.now,
+            happened: what.happened.unwrap_or(fx.now),
             name: what.name,
-            swarm: Some(head.id.clone()),
-            job: Arc::clone(&head.job),
+            swarm,
+            job,
             node: what.node,
             injection: what.injection.cloned(),
             data: what.data,
@@ -184,12 +201,14 @@ pub(crate) struct Saying<'a> {
     name: Word,
     node: Option<u32>,
     injection: Option<&'a InjectionId>,
+    /// When, if that was not now.
+    happened: Option<Micros>,
     data: Bytes,
 }
 
 /// An event of a swarm as a whole.
 pub(crate) fn of_swarm(name: &'static str, data: &Value) -> Saying<'static> {
-    Saying { name: Word::Known(name), node: None, injection: None, data: data.to_string().into() }
+    Saying { name: Word::Known(name), node: None, injection: None, happened: None, data: data.to_string().into() }
 }
 
 /// An event of a node.
@@ -199,7 +218,7 @@ pub(crate) fn of_node<'a>(
     injection: Option<&'a InjectionId>,
     data: &Value,
 ) -> Saying<'a> {
-    Saying { name: Word::Known(name), node: Some(node), injection, data: data.to_string().into() }
+    Saying { name: Word::Known(name), node: Some(node), injection, happened: None, data: data.to_string().into() }
 }
 
 /// Adds fields to an object, for the few events that carry more than they came with.

@@ -9,6 +9,8 @@ use drover_types::{ErrorCode, Failure, InjectionId, InjectionState, NodeIndex, S
 use serde::{Deserialize, Serialize};
 
 use super::effects::{InboxBody, Micros};
+use super::members::{Glance, MemberFacts, MembersView};
+use super::ring::{NoteWord, Ring, RingSaid};
 
 /// Key of a swarm in the database; grows with its age.
 pub(crate) type SwarmKey = i64;
@@ -236,6 +238,15 @@ pub(crate) struct NodeFacts {
     pub(crate) inbox_seq: u64,
     /// When the allocator gave the node up; 0 while it lives.
     pub(crate) failed_since: Micros,
+    /// The revision of the key ring that it was sent last, or was launched with.
+    #[serde(default)]
+    pub(crate) ring_sent: u64,
+    /// Which keys it said that it has.
+    #[serde(default)]
+    pub(crate) ring_said: Option<RingSaid>,
+    /// What is wrong with its membership daemon.
+    #[serde(default)]
+    pub(crate) notes: Vec<NoteWord>,
 }
 
 /// A node of a swarm.
@@ -253,6 +264,8 @@ pub(crate) struct Node {
     pub(crate) open: BTreeMap<u64, InjectionId>,
     pub(crate) running: Option<InjectionId>,
     pub(crate) hot: bool,
+    /// It as a member of the gossip.
+    pub(crate) member: Option<Glance>,
 }
 
 /// One outbox being read.
@@ -282,7 +295,11 @@ pub(crate) struct Pending {
 /// A command or file change that waits, or waited, for a person's word.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Approval {
+    /// Its name here, among all approvals.
     pub(crate) id: String,
+    /// What its worker calls it; empty when it gave no name.
+    #[serde(default)]
+    pub(crate) asked_as: String,
     pub(crate) swarm: SwarmKey,
     pub(crate) node: u32,
     pub(crate) generation: u32,
@@ -295,6 +312,18 @@ pub(crate) struct Approval {
     pub(crate) data: String,
     /// The decision as JSON, once there is one.
     pub(crate) decision: String,
+}
+
+impl Approval {
+    /// The name that its worker knows it by.
+    pub(crate) fn asked_as(&self) -> &str {
+        if self.asked_as.is_empty() { &self.id } else { &self.asked_as }
+    }
+
+    /// Whether this node means this question by this name.
+    pub(crate) fn asks(&self, swarm: SwarmKey, node: u32, name: &str) -> bool {
+        self.swarm == swarm && self.node == node && (self.asked_as() == name || self.id == name)
+    }
 }
 
 /// Where an approval is in its life.
@@ -363,6 +392,14 @@ pub(crate) struct Dirty {
     pub(crate) swarms_gone: Vec<SwarmKey>,
     pub(crate) leftovers: Vec<SwarmId>,
     pub(crate) leftovers_gone: Vec<SwarmId>,
+    /// Members whose row is to be written, or removed when they are no longer there.
+    pub(crate) members: BTreeSet<String>,
+    /// Who reported last, and when.
+    pub(crate) members_view: bool,
+    /// Which keys nodes have is to be shown anew.
+    pub(crate) rings_view: bool,
+    /// The picture of the members has to be made anew.
+    pub(crate) all_members: bool,
     /// Swarms whose picture for readers is out of date.
     pub(crate) views: BTreeSet<SwarmKey>,
     pub(crate) approvals_view: bool,
@@ -384,6 +421,8 @@ impl Dirty {
             && self.swarms_gone.is_empty()
             && self.leftovers.is_empty()
             && self.leftovers_gone.is_empty()
+            && self.members.is_empty()
+            && !self.members_view
     }
 }
 
@@ -404,6 +443,11 @@ pub(crate) struct Book {
     pub(crate) approvals_version: u64,
     /// Swarms that are forgotten but for their mailbox.
     pub(crate) leftovers: BTreeSet<SwarmId>,
+    /// The members of the gossip by their id there.
+    pub(crate) members: BTreeMap<String, MemberFacts>,
+    pub(crate) members_view: MembersView,
+    /// The ring of gossip keys; `None` until it was read.
+    pub(crate) ring: Option<Ring>,
     pub(crate) dirty: Dirty,
     pub(crate) allocator: Link,
     pub(crate) follower: Link,

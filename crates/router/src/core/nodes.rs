@@ -203,6 +203,17 @@ impl Core {
             let ended_long_ago = !Self::is_read(swarm, fx.now);
             for node in &mut swarm.nodes {
                 for (&generation, stream) in &mut node.streams {
+                    // What was asked for after a gap has not come, or with a gap again; nothing else may ever come.
+                    let waited = fx.now.saturating_sub(stream.asked_again);
+                    if stream.asked_again != 0 && waited >= ASK_AGAIN && !stream.closed && follower.is_up() {
+                        stream.asked_again = fx.now;
+                        let outbox = OutboxId {
+                            swarm: swarm.head.id.clone(),
+                            node: node.index,
+                            generation: Generation(generation),
+                        };
+                        fx.out.push(Out::Follow(outbox, stream.cursor));
+                    }
                     let replaced = stream.superseded != 0
                         && follower.is_up()
                         && fx.now.saturating_sub(stream.superseded.max(follower.since)) > SUPERSEDED;

@@ -6,8 +6,9 @@ use drover_types::{Generation, InjectionState, OutboxId};
 use serde_json::json;
 use tracing::warn;
 
-use super::effects::{Effects, Out};
+use super::effects::{Effects, Micros, Out};
 use super::input::{OutRecord, RecordBody, RecordChunk};
+use super::members::Source;
 use super::model::{Cursor, SwarmKey, Trouble};
 use super::nodes::ASK_AGAIN;
 use super::{Core, Saying, of_node};
@@ -126,6 +127,24 @@ impl Core {
                     self.book.dirty.injections.insert(id.clone());
                 }
             }
+            RecordBody::Members(said) => {
+                let happened = time_of(&record, swarm.facts.created, fx.now);
+                let source = Source { key, node: index, late: replaced || over, happened };
+                self.members_said(source, said, fx);
+                return;
+            }
+            RecordBody::RingSaid(said) => {
+                if !fenced && !over {
+                    self.ring_said(key, index, said.clone());
+                }
+                return;
+            }
+            RecordBody::Notes(notes) => {
+                if !fenced && !over {
+                    self.notes_said(key, index, notes.clone());
+                }
+                return;
+            }
             RecordBody::Assistant => {
                 if let Some(injection) = mine.as_ref().and_then(|id| self.book.injections.get_mut(id)) {
                     injection.assistant_seen = true;
@@ -136,7 +155,7 @@ impl Core {
                     && let Some(injection) = self.book.injections.get_mut(id)
                 {
                     injection.state = InjectionState::Started;
-                    injection.since = fx.now;
+                    injection.since = time_of(&record, swarm.facts.created, fx.now);
                     self.book.dirty.injections.insert(id.clone());
                     if generation >= node.facts.generation {
                         node.running = Some(id.clone());
@@ -151,7 +170,7 @@ impl Core {
             }
             RecordBody::ApprovalResolved { approval_id, call_id } => {
                 let (approval_id, call_id) = (approval_id.clone(), call_id.clone());
-                self.approval_resolved(key, index, &record, &approval_id, &call_id, fenced, fx);
+                self.approval_resolved(key, index, generation, &record, &approval_id, &call_id, fenced, fx);
                 return;
             }
             _ => {}
@@ -187,7 +206,13 @@ impl Core {
     ) -> u64 {
         let data = if fenced { fence(&record.data) } else { record.data.clone() };
         let Some(swarm) = self.swarms.get(&key) else { return 0 };
-        let what = Saying { name: record.name.clone(), node: Some(index), injection: record.injection.as_ref(), data };
+        let what = Saying {
+            name: record.name.clone(),
+            node: Some(index),
+            injection: record.injection.as_ref(),
+            happened: Some(time_of(record, swarm.facts.created, fx.now)),
+            data,
+        };
         self.book.say(fx, &swarm.head, what)
     }
 
@@ -204,6 +229,7 @@ impl Core {
             host.clone_into(&mut node.facts.host);
             node.facts.pid = pid;
             node.facts.trouble = None;
+            node.facts.notes.clear();
             node.running = None;
         }
         for (&earlier, stream) in node.streams.range_mut(..generation) {
@@ -235,6 +261,12 @@ impl Core {
         self.book.dirty.views.insert(key);
         self.evaluate(key, fx);
     }
+}
+
+/// When a record was written, as far as its worker's clock can be believed. One that is ahead of ours, or that has not
+/// reached the swarm's beginning yet, says nothing; then it is the time at which the record arrived.
+fn time_of(record: &OutRecord, created: Micros, now: Micros) -> Micros {
+    if (created..=now).contains(&record.ts) { record.ts } else { now }
 }
 
 /// Marks the data of an event as a late word.

@@ -7,6 +7,7 @@ use drover_types::{InjectionId, InjectionState, SwarmId};
 
 use super::Core;
 use super::effects::{Effects, InboxBody, Micros, Out};
+use super::members::{MemberFacts, MembersView};
 use super::model::{Approval, Injection, Link, Node, NodeFacts, Pending, Retry, Settings, Stream, Swarm, SwarmKey};
 
 /// What the store read.
@@ -27,6 +28,8 @@ pub(crate) struct Restored {
     pub(crate) approvals: Vec<Approval>,
     /// Swarms that are forgotten but for their mailbox.
     pub(crate) leftovers: Vec<SwarmId>,
+    pub(crate) members: Vec<MemberFacts>,
+    pub(crate) members_view: MembersView,
 }
 
 /// An inbox record other than a prompt that is not known to be on disk.
@@ -84,6 +87,13 @@ impl Core {
             core.book.approvals.insert(approval.id.clone(), approval);
         }
         core.book.leftovers.extend(restored.leftovers);
+        for facts in restored.members {
+            core.show_member(&facts);
+            core.book.members.insert(facts.word.node_id.clone(), facts);
+        }
+        core.book.members_view = restored.members_view;
+        core.book.dirty.all_members = true;
+        core.book.dirty.rings_view = true;
         core.book.dirty.views.extend(core.swarms.keys().copied());
         core.book.dirty.approvals_view = true;
         core.book.dirty.links_view = true;

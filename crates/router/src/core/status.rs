@@ -9,9 +9,11 @@ use super::{Core, SECOND, of_swarm};
 
 /// How long after the end of an allocation its last words may take to be read.
 const SETTLE: Micros = 2 * SECOND;
+/// The same when they were killed: no more is coming than what is on disk already.
+const SETTLE_KILLED: Micros = SECOND;
 /// The same while the follower does not answer.
 const SETTLE_BLIND: Micros = 15 * SECOND;
-/// How long outboxes of a swarm that has ended are still read.
+/// How long outboxes of a swarm that has ended are still read, unless it is forgotten before.
 const LINGER: Micros = 30 * SECOND;
 
 impl Core {
@@ -120,7 +122,12 @@ impl Core {
             return;
         }
         let waited = fx.now.saturating_sub(facts.over_since);
-        let patience = if self.book.follower.is_up() { SETTLE } else { SETTLE_BLIND };
+        let killed = facts.ending.as_ref().is_some_and(|ending| ending.force);
+        let patience = match (self.book.follower.is_up(), killed) {
+            (true, true) => SETTLE_KILLED,
+            (true, false) => SETTLE,
+            (false, _) => SETTLE_BLIND,
+        };
         let said_all = swarm.nodes.iter().all(|node| node.facts.bye >= node.facts.generation);
         if facts.status == SwarmStatus::Launching {
             let explained = swarm.nodes.iter().any(|node| node.facts.trouble.is_some());
@@ -140,7 +147,8 @@ impl Core {
             .swarms
             .iter()
             .filter(|(_, swarm)| {
-                swarm.is_over() && swarm.facts.owes_release.is_none() && swarm.facts.ended + keep.max(LINGER) < fx.now
+                let over = swarm.is_over() && swarm.facts.owes_release.is_none();
+                over && swarm.facts.ended.saturating_add(keep) <= fx.now
             })
             .map(|(&key, _)| key)
             .collect();

@@ -203,7 +203,9 @@ impl Core {
                 swarm.release.succeeded();
                 swarm.facts.owes_release = None;
                 self.mark(key);
-                if !self.swarms.get(&key).is_some_and(Swarm::is_over) {
+                if self.swarms.get(&key).is_some_and(Swarm::is_over) {
+                    self.allocation_forgotten(key);
+                } else {
                     self.allocation_over(key, "it had no allocation", fx);
                 }
             }
@@ -235,6 +237,7 @@ impl Core {
         let asked = swarm.facts.ending.as_ref().map(|ending| ending.requests.clone()).unwrap_or_default();
         let reason = if asked.is_empty() { swarm.facts.over_reason.clone() } else { "terminated as asked".to_owned() };
         self.close_swarm_injections(key, "the swarm ended", ErrorCode::SwarmOver, fx);
+        self.forget_members_of(key, fx);
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
         swarm.facts.status = SwarmStatus::Terminated;
         swarm.facts.reason = reason;

@@ -4,7 +4,9 @@ use drover_proto::router as pb;
 use drover_types::NodeState;
 
 use super::Core;
+use super::members::MemberFacts;
 use super::model::{Approval, ApprovalStatus, Swarm, SwarmView};
+use super::ring::NoteWord;
 
 /// Longest part of a system prompt that a listing shows, in characters.
 const MOST_PROMPT: usize = 200;
@@ -60,11 +62,56 @@ impl Swarm {
             outstanding: node.open.len() as u32,
             pid: node.facts.pid,
             running_injection: node.running.as_ref().map_or_else(String::new, ToString::to_string),
+            membership: node.member.as_ref().map_or_else(String::new, |member| member.state.as_str().to_owned()),
+            load_score: node.member.as_ref().and_then(|member| member.load),
+            overloaded: node.member.as_ref().is_some_and(|member| member.overloaded),
+            overload_reason: node.member.as_ref().map_or_else(String::new, |member| member.reason.clone()),
+            membership_notes: node.facts.notes.iter().map(note).collect(),
         }
     }
 }
 
+fn note(note: &NoteWord) -> pb::MembershipNote {
+    pb::MembershipNote {
+        code: note.code.clone(),
+        message: note.message.clone(),
+        hint: note.hint.clone(),
+        count: note.count,
+        last_us: note.last_us,
+        current: note.current,
+    }
+}
+
 impl Core {
+    /// A member as callers see it.
+    pub(crate) fn member_view(&self, facts: &MemberFacts) -> pb::Member {
+        let word = &facts.word;
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let swarm = word.swarm_id.as_ref().and_then(|id| self.swarms.get(self.by_id.get(id)?));
+        let node = swarm.and_then(|swarm| swarm.nodes.get(word.node_index? as usize));
+        pb::Member {
+            node_id: word.node_id.clone(),
+            swarm_id: word.swarm_id.as_ref().map_or_else(String::new, ToString::to_string),
+            node_index: word.node_index,
+            addr: word.addr.clone(),
+            port: word.port,
+            state: word.state.as_str().to_owned(),
+            load_score: word.load_score,
+            overloaded: word.overloaded,
+            overload_reason: text(&word.overload_reason),
+            incarnation: word.incarnation,
+            boot: word.boot,
+            capabilities: word.capabilities.clone().into_iter().collect(),
+            labels: word.labels.clone().into_iter().collect(),
+            region: text(&word.region),
+            version: word.version.clone(),
+            timestamp_us: word.timestamp,
+            since_us: facts.since,
+            cause: text(&word.cause),
+            host: node.map_or_else(String::new, |node| node.facts.host.clone()),
+        }
+    }
+
     /// Approvals that wait, oldest first.
     pub(crate) fn waiting_approvals(&self) -> Vec<pb::Approval> {
         let mut waiting: Vec<&Approval> =

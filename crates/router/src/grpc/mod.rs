@@ -1,6 +1,8 @@
 //! `drover.router.v1.RouterService`: checks what comes in, hands it to the writer or reads the last picture, and turns
 //! what comes back into messages.
 
+mod keys;
+mod members;
 mod watch;
 
 use std::pin::Pin;
@@ -22,11 +24,12 @@ use tracing::debug_span;
 
 use crate::core::effects::{Answer, Step};
 use crate::core::find_by_name;
-use crate::core::input::{InjectOrder, InterruptOrder, LaunchOrder, ResolveOrder, TerminateOrder};
+use crate::core::input::{InjectOrder, InterruptOrder, LaunchOrder, LaunchPlace, ResolveOrder, TerminateOrder};
 use crate::metrics::Metrics;
 use crate::registry::Shared;
-use crate::shell::list_providers;
+use crate::shell::{RingFile, list_providers};
 use crate::store::{Call, Command, Past, StoreHandle, stopping};
+use members::MemberWatcher;
 use watch::Watcher;
 
 /// Steps of a launch or a termination that may wait for their caller.
@@ -43,6 +46,8 @@ pub(crate) struct Service {
     pub(crate) metrics: Metrics,
     pub(crate) subscriber_max_bytes: u64,
     pub(crate) allocator: Channel,
+    /// The ring of gossip keys.
+    pub(crate) ring: RingFile,
     /// The catalogue as last seen, for when the allocator does not answer.
     pub(crate) providers: ArcSwap<Vec<allocator::Provider>>,
 }
@@ -123,7 +128,8 @@ impl RouterService for Service {
             )));
         };
         let trace = trace_of("launch", request.traceparent, &came_with);
-        let order = LaunchOrder { request_id: request.request_id, spec, trace, prior: None };
+        let place = self.place_of(&spec.provider).await;
+        let order = LaunchOrder { request_id: request.request_id, spec, trace, place, prior: None };
         let order = Box::new(order);
         let steps = self.store.stream(ROOM, |steps| Call::Launch(order, steps)).await.map_err(|why| status_of(&why))?;
         messages(steps, |step| match step {
@@ -258,25 +264,81 @@ impl RouterService for Service {
         &self,
         _: Request<pb::ListProvidersRequest>,
     ) -> Result<Response<pb::ListProvidersResponse>, Status> {
-        match list_providers(self.allocator.clone()).await {
-            Ok(providers) => {
-                self.providers.store(Arc::new(providers.clone()));
-                Ok(Response::new(pb::ListProvidersResponse { providers }))
-            }
-            Err(failure) => {
-                let known = self.providers.load();
-                if known.is_empty() {
-                    return Err(status_of(&failure));
-                }
-                Ok(Response::new(pb::ListProvidersResponse { providers: known.to_vec() }))
-            }
-        }
+        let providers = self.catalogue().await.map_err(|why| status_of(&why))?;
+        Ok(Response::new(pb::ListProvidersResponse { providers: providers.to_vec() }))
+    }
+
+    async fn list_members(
+        &self,
+        request: Request<pb::ListMembersRequest>,
+    ) -> Result<Response<pb::ListMembersResponse>, Status> {
+        let registry = self.shared.registry.load();
+        members::list(&registry, &request.get_ref().swarm_id).map(Response::new).map_err(|why| status_of(&why))
+    }
+
+    type WatchMembersStream = Steps<pb::WatchMembersResponse>;
+
+    async fn watch_members(
+        &self,
+        request: Request<pb::WatchMembersRequest>,
+    ) -> Result<Response<Self::WatchMembersStream>, Status> {
+        let watcher = MemberWatcher::new(self, &request.get_ref().swarm_id).map_err(|why| status_of(&why))?;
+        Ok(Response::new(Box::pin(watcher.stream())))
+    }
+
+    async fn list_keys(&self, _: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
+        self.keys().await.map(Response::new).map_err(|why| status_of(&why))
+    }
+
+    async fn add_key(&self, request: Request<pb::AddKeyRequest>) -> Result<Response<pb::AddKeyResponse>, Status> {
+        let answer = Self::add_key(self, &request.get_ref().key).await;
+        answer.map(Response::new).map_err(|why| status_of(&why))
+    }
+
+    async fn use_key(&self, request: Request<pb::UseKeyRequest>) -> Result<Response<pb::UseKeyResponse>, Status> {
+        let request = request.get_ref();
+        let answer = Self::use_key(self, request.key_id, request.force).await;
+        answer.map(Response::new).map_err(|why| status_of(&why))
+    }
+
+    async fn remove_key(
+        &self,
+        request: Request<pb::RemoveKeyRequest>,
+    ) -> Result<Response<pb::RemoveKeyResponse>, Status> {
+        let request = request.get_ref();
+        let answer = Self::remove_key(self, request.key_id, request.force).await;
+        answer.map(Response::new).map_err(|why| status_of(&why))
     }
 
     async fn explain(&self, request: Request<pb::ExplainRequest>) -> Result<Response<pb::ExplainResponse>, Status> {
         let subject = request.into_inner().subject;
         let explained = self.store.ask(|reply| Command::Explain(subject, reply)).await;
         explained.map(Response::new).map_err(|why| status_of(&why))
+    }
+}
+
+impl Service {
+    /// The catalogue; as last seen, while the allocator does not answer.
+    async fn catalogue(&self) -> Result<Arc<Vec<allocator::Provider>>, Failure> {
+        match list_providers(self.allocator.clone()).await {
+            Ok(providers) => {
+                let providers = Arc::new(providers);
+                self.providers.store(Arc::clone(&providers));
+                Ok(providers)
+            }
+            Err(failure) => {
+                let known = self.providers.load_full();
+                if known.is_empty() { Err(failure) } else { Ok(known) }
+            }
+        }
+    }
+
+    /// The entry of the catalogue that a launch means, so that its first word can name it. Whether it can be launched on is
+    /// the allocator's to say; while that does not answer, the launch waits for it all the same.
+    async fn place_of(&self, asked: &str) -> Option<LaunchPlace> {
+        let providers = self.catalogue().await.ok()?;
+        let meant = providers.iter().find(|provider| asked.is_empty() || provider.id == asked)?;
+        Some(LaunchPlace { backend: meant.backend.clone(), provider: meant.id.clone() })
     }
 }
 

@@ -7,10 +7,13 @@ use drover_mailbox::{Line, decode_line};
 use drover_proto::mailbox as pb;
 use drover_types::{ErrorCode, Failure, Generation, InjectionId, NodeIndex, OutboxId};
 use serde::Deserialize;
+use serde_json::Value;
 use tracing::{debug_span, warn};
 
 use crate::core::effects::Word;
 use crate::core::input::{OutRecord, RecordBody, RecordChunk};
+use crate::core::members::{Ballot, MemberWord, MembersWord};
+use crate::core::ring::{NoteWord, RingSaid};
 use crate::metrics::Metrics;
 
 /// Most names of events that are remembered; a worker that makes up new ones for ever gets them all the same.
@@ -58,6 +61,63 @@ struct Usage {
 struct Approval {
     approval_id: Option<String>,
     call_id: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Report {
+    complete: bool,
+    epoch: u64,
+    term: u64,
+    members: Vec<Value>,
+}
+
+/// One member that makes no sense must not hide the others; a snapshot of which a part is lost is none.
+fn members(said: Report) -> MembersWord {
+    let count = said.members.len();
+    let members: Vec<MemberWord> =
+        said.members.into_iter().filter_map(|member| serde_json::from_value(member).ok()).collect();
+    if members.len() < count {
+        warn!(lost = count - members.len(), "members of a report make no sense");
+    }
+    let ballot = Ballot { epoch: said.epoch, term: said.term };
+    MembersWord { complete: said.complete && members.len() == count, ballot, members }
+}
+
+/// Key ids are numbers, or two hexadecimal digits.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum KeyName {
+    Number(u8),
+    Text(String),
+}
+
+impl KeyName {
+    fn id(&self) -> Option<u8> {
+        match self {
+            Self::Number(id) => Some(*id),
+            Self::Text(text) => u8::from_str_radix(text, 16).ok(),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RingState {
+    ids: Vec<KeyName>,
+    primary: Option<KeyName>,
+}
+
+impl RingState {
+    fn said(&self) -> Option<RingSaid> {
+        Some(RingSaid { ids: self.ids.iter().filter_map(KeyName::id).collect(), primary: self.primary.as_ref()?.id()? })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Notes {
+    notes: Vec<NoteWord>,
 }
 
 impl Decoder {
@@ -118,6 +178,7 @@ impl Decoder {
         }
         OutRecord {
             seq: record.seq,
+            ts: record.ts,
             injection,
             name: self.name(&record.kind),
             // The data stays where it arrived: no copy per record.
@@ -179,6 +240,9 @@ fn body(kind: &str, data: &str) -> RecordBody {
         }
         "assistant" => RecordBody::Assistant,
         "usage" => RecordBody::Usage(parse::<Usage>(data).total_tokens),
+        "members" => RecordBody::Members(Box::new(members(parse(data)))),
+        "keyring_state" => parse::<RingState>(data).said().map_or(RecordBody::Other, RecordBody::RingSaid),
+        "membership_notes" => RecordBody::Notes(parse::<Notes>(data).notes),
         "exec_approval_required" => {
             let approval: Approval = parse(data);
             RecordBody::ApprovalRequired {

@@ -4,12 +4,14 @@ mod allocator;
 mod decode;
 mod follower;
 mod orders;
+mod ring;
 
 pub(crate) use allocator::{list_providers, run as run_allocator};
 #[cfg(test)]
 pub(crate) use decode::Decoder;
 pub(crate) use follower::run as run_follower;
 pub(crate) use orders::Dispatch;
+pub(crate) use ring::{RingChange, RingFile, sent};
 
 use std::time::Duration;
 

@@ -11,6 +11,9 @@ use uuid::Uuid;
 
 use crate::core::effects::{Event, Word};
 
+/// Most words that are remembered: swarms come and go, and each brings names of its own.
+const MOST_WORDS: usize = 4096;
+
 /// Writes events; remembers which words have numbers.
 #[derive(Debug, Default)]
 pub(crate) struct EventWriter {
@@ -64,6 +67,9 @@ impl EventWriter {
             conn.prepare_cached("INSERT INTO words (text) VALUES (?1)")?.execute([word])?;
             conn.last_insert_rowid()
         };
+        if self.words.len() >= MOST_WORDS {
+            self.words.clear();
+        }
         self.words.insert(word.into(), number);
         Ok(number)
     }
@@ -71,7 +77,8 @@ impl EventWriter {
     /// Writes events; the caller has begun a transaction.
     pub(crate) fn write(&mut self, conn: &Connection, events: &[Event]) -> rusqlite::Result<()> {
         let mut insert = conn.prepare_cached(
-            "INSERT INTO events (seq, at, name, swarm, job, node, injection, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO events (seq, at, name, swarm, job, node, injection, data, happened)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?;
         for event in events {
             let name = self.number(conn, &event.name)?;
@@ -94,6 +101,7 @@ impl EventWriter {
                 event.node,
                 injection,
                 &event.data[..],
+                (event.happened != event.at).then_some(event.happened.cast_signed()),
             ])?;
         }
         Ok(())
@@ -139,6 +147,9 @@ impl EventReader {
         let word: String =
             conn.prepare_cached("SELECT text FROM words WHERE id = ?1")?.query_row([number], |row| row.get(0))?;
         let word: Arc<str> = word.into();
+        if self.words.len() >= MOST_WORDS {
+            self.words.clear();
+        }
         self.words.insert(number, Arc::clone(&word));
         Ok(word)
     }
@@ -159,7 +170,7 @@ impl EventReader {
             }
         };
         let mut select = conn.prepare_cached(
-            "SELECT seq, at, name, swarm, job, node, injection, data FROM events
+            "SELECT seq, at, name, swarm, job, node, injection, data, happened FROM events
              WHERE seq > ?1 AND seq <= ?2 AND (?3 IS NULL OR swarm = ?3) ORDER BY seq",
         )?;
         let mut rows = select.query(params![wanted.after.cast_signed(), upto.cast_signed(), swarm])?;
@@ -187,9 +198,11 @@ impl EventReader {
             Value::Text(text) => text.parse().ok(),
             _ => None,
         };
+        let at: i64 = row.get(1)?;
         Ok(Event {
             seq: row.get::<_, i64>(0)?.cast_unsigned(),
-            at: row.get::<_, i64>(1)?.cast_unsigned(),
+            at: at.cast_unsigned(),
+            happened: row.get::<_, Option<i64>>(8)?.unwrap_or(at).cast_unsigned(),
             name: Word::Other(self.word(conn, row.get(2)?)?),
             swarm,
             job: self.word(conn, row.get(4)?)?,

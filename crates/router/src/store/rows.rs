@@ -17,7 +17,10 @@ use crate::core::model::{Cursor, Head, Injection, Node, NodeFacts, Request, Retr
 use crate::core::{Core, Restored, StoredControl};
 
 /// Kinds of inbox records that have rows of their own.
-const CONTROL_KINDS: &[&str] = &["interrupt", "approval", "shutdown"];
+const CONTROL_KINDS: &[&str] = &["interrupt", "approval", "shutdown", "keyring"];
+
+/// Name in `meta` of who reported the members last.
+const MEMBERS_VIEW: &str = "members_view";
 
 fn json<T: Serialize>(value: &T) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
@@ -148,6 +151,18 @@ pub(crate) fn write_changes(conn: &Connection, core: &Core) -> rusqlite::Result<
     }
     for id in &dirty.leftovers_gone {
         conn.prepare_cached("DELETE FROM leftovers WHERE swarm_id = ?1")?.execute([id.as_str()])?;
+    }
+    for id in &dirty.members {
+        match core.book.members.get(id) {
+            Some(facts) => conn
+                .prepare_cached("INSERT OR REPLACE INTO members (id, facts) VALUES (?1, ?2)")?
+                .execute(params![id, json(facts)?])?,
+            None => conn.prepare_cached("DELETE FROM members WHERE id = ?1")?.execute([id])?,
+        };
+    }
+    if dirty.members_view {
+        conn.prepare_cached("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)")?
+            .execute(params![MEMBERS_VIEW, json(&core.book.members_view)?])?;
     }
     Ok(())
 }
@@ -379,6 +394,17 @@ pub(crate) fn read_all(conn: &Connection, place: &Place) -> Result<Restored, Sto
     let mut select = conn.prepare("SELECT swarm_id FROM leftovers").map_err(error)?;
     for id in select.query_map([], |row| row.get::<_, String>(0)).map_err(error)? {
         restored.leftovers.extend(id.map_err(error)?.parse().ok());
+    }
+    let mut select = conn.prepare("SELECT facts FROM members").map_err(error)?;
+    for text in select.query_map([], |row| row.get::<_, String>(0)).map_err(error)? {
+        restored.members.push(parsed(&text.map_err(error)?).map_err(|why| bad("members", why))?);
+    }
+    let view = conn
+        .query_row("SELECT value FROM meta WHERE name = ?1", [MEMBERS_VIEW], |row| row.get::<_, String>(0))
+        .optional()
+        .map_err(error)?;
+    if let Some(text) = view {
+        restored.members_view = parsed(&text).map_err(|why| bad("meta", why))?;
     }
     Ok(restored)
 }

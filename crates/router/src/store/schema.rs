@@ -8,15 +8,15 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use thiserror::Error;
 
-/// Version of the tables. 1: first.
-const VERSION: i64 = 1;
+/// Version of the tables. 1: first. 2: events know when they happened beside when they were stored. 3: members.
+const VERSION: i64 = 3;
 
 const TABLES: &str = "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE words (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, name INTEGER NOT NULL, swarm INTEGER, job INTEGER, node INTEGER,
-    injection, data BLOB NOT NULL);
+    injection, data BLOB NOT NULL, happened INTEGER);
 CREATE TABLE requests (
     key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, launch INTEGER NOT NULL, swarm INTEGER NOT NULL,
     content TEXT NOT NULL, steer INTEGER NOT NULL, trace TEXT NOT NULL, created INTEGER NOT NULL);
@@ -42,7 +42,14 @@ CREATE TABLE controls (
     data TEXT NOT NULL, PRIMARY KEY (swarm, node, seq)) WITHOUT ROWID;
 CREATE TABLE approvals (id TEXT PRIMARY KEY, swarm INTEGER NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE leftovers (swarm_id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE members (id TEXT PRIMARY KEY, facts TEXT NOT NULL) WITHOUT ROWID;
 ";
+
+/// From version 1 to 2. An event without this column's value happened when it was stored.
+const TO_2: &str = "ALTER TABLE events ADD COLUMN happened INTEGER;";
+
+/// From version 2 to 3.
+const TO_3: &str = "CREATE TABLE members (id TEXT PRIMARY KEY, facts TEXT NOT NULL) WITHOUT ROWID;";
 
 /// Something is wrong with the database.
 #[derive(Debug, Error)]
@@ -107,17 +114,30 @@ impl Place {
     /// Opens the writer's connection and makes the tables when they are missing.
     pub(crate) fn open(&self) -> Result<Connection, StoreError> {
         let error = self.error("open");
-        let conn = Connection::open(&self.path).map_err(&error)?;
+        let conn = self.connect(OpenFlags::default()).map_err(&error)?;
         self.prepare(&conn).map_err(&error)?;
         let found: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(&error)?;
         if found > VERSION {
             return Err(StoreError::Newer { path: self.path.clone(), found });
         }
-        if found == 0 {
-            conn.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))
-                .map_err(&error)?;
-        }
+        let change = match found {
+            0 => TABLES.to_owned(),
+            1 => format!("{TO_2} {TO_3}"),
+            2 => TO_3.to_owned(),
+            _ => return Ok(conn),
+        };
+        conn.execute_batch(&format!("BEGIN IMMEDIATE; {change} PRAGMA user_version = {VERSION}; COMMIT;"))
+            .map_err(&error)?;
         Ok(conn)
+    }
+
+    /// On a local disk all connections are this process's own, so what they share can lie in its memory. Shared through a
+    /// file, as SQLite does it otherwise, it would take the whole process down with SIGBUS when the disk turns read-only.
+    fn connect(&self, flags: OpenFlags) -> rusqlite::Result<Connection> {
+        match self.sharing {
+            Sharing::Wal => Connection::open_with_flags_and_vfs(&self.path, flags, c"unix-excl"),
+            Sharing::Exclusive => Connection::open_with_flags(&self.path, flags),
+        }
     }
 
     fn prepare(&self, conn: &Connection) -> rusqlite::Result<()> {
@@ -151,7 +171,7 @@ impl Place {
     pub(crate) fn open_reader(&self) -> Result<Connection, StoreError> {
         let error = self.error("read");
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let conn = Connection::open_with_flags(&self.path, flags).map_err(&error)?;
+        let conn = self.connect(flags).map_err(&error)?;
         conn.busy_timeout(Duration::from_secs(5)).map_err(&error)?;
         conn.pragma_update(None, "cache_size", -1024).map_err(&error)?;
         Ok(conn)

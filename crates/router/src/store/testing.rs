@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::events::EventWriter;
+use super::events::{EventReader, EventWriter, Wanted};
 use super::rows;
 use super::schema::{Place, Sharing};
 use crate::core::effects::Event;
@@ -41,6 +41,19 @@ impl Disk {
 
     pub(crate) fn prior_injection(&self, id: &str) -> Option<Prior> {
         rows::prior_injection(&self.conn, id).unwrap()
+    }
+
+    /// When each event was stored and when it happened, as readers of the past see it.
+    pub(crate) fn times(&self) -> Vec<(u64, u64)> {
+        let mut times = Vec::new();
+        let mut after = 0;
+        loop {
+            let wanted = Wanted { after, last: i64::MAX.cast_unsigned(), swarm: None };
+            let page = EventReader::default().read(&self.conn, &wanted).unwrap();
+            let Some(last) = page.events.last() else { return times };
+            after = last.seq;
+            times.extend(page.events.iter().map(|event| (event.at, event.happened)));
+        }
     }
 
     pub(crate) fn events(&self) -> Vec<u64> {

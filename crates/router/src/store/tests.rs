@@ -93,6 +93,7 @@ impl Rig {
         let thread = std::thread::spawn(move || writer.run(commands));
         let ctx = Context::for_test("router", &dir.join("state"));
         let service = Service {
+            ring: crate::shell::RingFile::new(ctx.state()),
             shared: Arc::clone(&shared),
             store: store.clone(),
             past: Past::new(&place, &store),
@@ -546,6 +547,7 @@ async fn a_caller_that_does_not_read_holds_up_nobody() {
     rig.happen(Input::FollowerUp).await;
     let (steps, mut unread) = mpsc::channel(2);
     let order = crate::core::input::LaunchOrder {
+        place: None,
         request_id: "slow".into(),
         spec: LaunchSpec { node_count: 1, ..LaunchSpec::default() },
         trace: String::new(),
@@ -568,4 +570,63 @@ async fn a_caller_that_does_not_read_holds_up_nobody() {
     }
     assert!(last.unwrap().is_last(), "progress is missed, the end is not");
     rig.stop().await;
+}
+
+/// What a router of the first version left behind, in the middle of its work.
+const VERSION_1: &str = include_str!("version1.sql");
+
+#[tokio::test]
+async fn a_file_of_the_first_version_is_taken_over_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = rusqlite::Connection::open(dir.path().join("router.sqlite")).unwrap();
+    old.execute_batch(VERSION_1).unwrap();
+    let count: u64 = old.query_row("SELECT count(*) FROM events", [], |row| row.get::<_, i64>(0)).unwrap() as u64;
+    drop(old);
+    let keep = |settings: &mut StoreSettings| settings.core.keep_ended = 1 << 60;
+    let mut rig = Rig::at(dir.path(), 0, keep);
+    let (mut expected, mut told) = (count, Vec::new());
+    for round in 0..2 {
+        let listed = rig.service.list_swarms(Request::new(pb::ListSwarmsRequest {})).await.unwrap().into_inner().swarms;
+        let status: Vec<&str> = listed.iter().map(|swarm| swarm.status.as_str()).collect();
+        assert_eq!(status, ["running", "terminated"]);
+        let node = &listed[0].nodes[1];
+        assert_eq!(
+            (node.generation, node.outstanding, node.running_injection.is_empty()),
+            (1, 1 + round, false),
+            "{node:?}"
+        );
+        let asked = rig.service.list_approvals(Request::new(pb::ListApprovalsRequest::default())).await.unwrap();
+        let asked = asked.into_inner().approvals;
+        assert_eq!((asked.len(), asked[0].status.as_str()), (1, "pending"));
+
+        // Requests of then are known, and new ones go on behind them.
+        let swarm: SwarmId = listed[0].swarm_id.parse().unwrap();
+        for (request_id, node, content) in [
+            ("ad27387e-5726-4470-b199-8f35d552ed6e", 1, "@echo approval=ls"),
+            ("baaa1bc7-62bc-4326-85b6-cc1d655e70e3", 0, "hello"),
+        ] {
+            let request = pb::InjectRequest {
+                request_id: request_id.into(),
+                swarm_id: swarm.to_string(),
+                nodes: vec![node],
+                content: content.into(),
+                ..Default::default()
+            };
+            let mut steps = rig.service.inject(Request::new(request)).await.unwrap().into_inner();
+            told.push(steps.next().await.unwrap().unwrap().injection_id);
+        }
+        assert_eq!(told[..2], told[told.len() - 2..], "the same prompts as ever");
+        assert_eq!(asked[0].injection_id, told[0]);
+        rig.inject(&format!("new-{round}"), &swarm, "x").await.unwrap();
+        let events = rig.log().await;
+        assert!(events.len() as u64 > expected, "the new prompts are in the log");
+        assert!(events.iter().zip(1..).all(|(event, seq)| event.seq == seq), "every number once");
+        let old = &events[..count as usize];
+        assert!(old.iter().all(|event| event.timestamp_us == event.stored_us && event.stored_us > 0));
+        assert!(events[count as usize].stored_us > old[old.len() - 1].stored_us);
+        expected = events.len() as u64;
+        rig = rig.restart(keep).await;
+    }
+    rig.stop().await;
+    check_file(&rig.place);
 }

@@ -105,7 +105,7 @@ impl<O: Orders> Writer<O> {
             path = %settings.place.path.display(), sharing = ?settings.place.sharing, last_seq = last,
             swarms = core.swarms.len(), open_injections = core.book.injections.len(), "event log is open"
         );
-        let writer = Self {
+        let mut writer = Self {
             settings,
             conn,
             core,
@@ -122,6 +122,8 @@ impl<O: Orders> Writer<O> {
             next_retention: Instant::now(),
             stopping: false,
         };
+        // Before anybody can ask: an empty picture would say that there are no swarms.
+        writer.publish();
         Ok((writer, shared))
     }
 
@@ -299,9 +301,13 @@ impl<O: Orders> Writer<O> {
     /// Shows readers what the commit changed.
     fn publish(&mut self) {
         let dirty = &self.core.book.dirty;
-        if !dirty.views.is_empty() || dirty.approvals_view || dirty.links_view {
+        let members = !dirty.members.is_empty() || dirty.members_view || dirty.all_members;
+        if !dirty.views.is_empty() || dirty.approvals_view || dirty.links_view || members {
             let next = self.shared.registry.load().next(&self.core);
             self.shared.registry.store(Arc::new(next));
+        }
+        if members {
+            self.shared.members_bell.send_replace(());
         }
     }
 
@@ -333,6 +339,7 @@ impl<O: Orders> Writer<O> {
         let restored = rows::read_all(&self.conn, &self.settings.place)?;
         let mut core = Core::restore(self.settings.core.clone(), restored);
         core.keep_links(self.core.book.allocator.clone(), self.core.book.follower.clone());
+        core.book.ring.clone_from(&self.core.book.ring);
         Ok(core)
     }
 
@@ -419,15 +426,17 @@ impl<O: Orders> Writer<O> {
         if self.failing.is_some() || Instant::now() < self.next_retention {
             return;
         }
+        // Events that are kept for a short time are looked for as often.
+        let every = RETAIN_EVERY.min(Duration::from_micros(self.settings.keep.age).max(Duration::from_secs(1)));
         let (first, last) = (self.shared.log.first_kept(), self.shared.log.last());
         match delete_some(&self.conn, self.settings.keep, (self.clock)(), first, last) {
             Ok((kept_from, more)) => {
                 self.shared.log.set_first_kept(kept_from);
-                self.next_retention = Instant::now() + if more { Duration::from_millis(50) } else { RETAIN_EVERY };
+                self.next_retention = Instant::now() + if more { Duration::from_millis(50) } else { every };
             }
             Err(error) => {
                 warn!(%error, "failed to delete old events");
-                self.next_retention = Instant::now() + RETAIN_EVERY;
+                self.next_retention = Instant::now() + every;
             }
         }
     }

@@ -37,7 +37,9 @@ struct Row {
 
 pub(super) async fn run(app: &App, args: Demo) -> anyhow::Result<Exit> {
     if app.global.router.is_some() {
-        return Err(Fault::usage("`demo` runs a router of its own; it cannot be given --router").into());
+        return Err(Fault::usage("`demo` runs a router of its own; it cannot be given --router")
+            .hint("leave out --router; the demo needs nothing that runs already")
+            .into());
     }
     let began = Instant::now();
     let agent = choose(app, args.agent.as_deref()).await;

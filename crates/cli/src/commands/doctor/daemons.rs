@@ -1,5 +1,6 @@
 //! Checks of the daemons: do they answer, do they fit, do they find each other, who holds their ports.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use super::Check;
 use crate::app::App;
 use crate::daemons::{LOGIN_SIDE, ROUTER};
 use crate::fault;
+use crate::render::words;
 use crate::{client, files, probe, start};
 
 /// How long the router may take to say how it is.
@@ -153,7 +155,64 @@ async fn router_view(target: Target, addr: &str) -> Vec<Check> {
         &info.store_error,
         "free space in the state directory, or make it writable; the router goes on by itself",
     ));
+    checks.extend(membership(&mut rpc).await);
     checks
+}
+
+/// How the nodes of living swarms see each other, and what their membership daemons complain about. A swarm works without:
+/// nothing here makes `doctor` fail.
+async fn membership(rpc: &mut client::Rpc) -> Option<Check> {
+    let asked = async {
+        let swarms = client::unary(rpc.list_swarms(pb::ListSwarmsRequest {})).await?.swarms;
+        let members = client::unary(rpc.list_members(pb::ListMembersRequest::default())).await?;
+        Ok::<_, fault::Fault>((swarms, members))
+    };
+    // A router that does not know members has nothing to say of them.
+    let (swarms, members) = tokio::time::timeout(PATIENCE, asked).await.ok()?.ok()?;
+    Some(members_check(&swarms, &members))
+}
+
+fn members_check(swarms: &[pb::Swarm], answer: &pb::ListMembersResponse) -> Check {
+    const NAME: &str = "membership";
+    let living = swarms.iter().filter(|swarm| !matches!(swarm.status.as_str(), "terminated" | "failed"));
+    let notes = living.clone().flat_map(|swarm| {
+        swarm.nodes.iter().flat_map(move |node| {
+            let current = node.membership_notes.iter().filter(|note| note.current);
+            current.map(move |note| (format!("{}/{}", words::short(&swarm.swarm_id, 8), node.node_id), note))
+        })
+    });
+    // One cause shows on many nodes: each is told once, with where.
+    let mut causes: BTreeMap<&str, (Vec<String>, &pb::MembershipNote)> = BTreeMap::new();
+    for (node, note) in notes {
+        causes.entry(&note.code).or_insert_with(|| (Vec::new(), note)).0.push(node);
+    }
+    let count = |state: &str| answer.members.iter().filter(|member| member.state == state).count();
+    let counts = format!("{} alive, {} suspect, {} dead", count("alive"), count("suspect"), count("dead"));
+    if !causes.is_empty() {
+        let told: Vec<String> = causes
+            .values()
+            .map(|(nodes, note)| {
+                let more = if nodes.len() > 2 { format!(" and {} more", nodes.len() - 2) } else { String::new() };
+                format!("{}{more}: {}", nodes.iter().take(2).cloned().collect::<Vec<_>>().join(", "), note.message)
+            })
+            .collect();
+        let hints: Vec<&str> =
+            causes.values().map(|(_, note)| note.hint.as_str()).filter(|hint| !hint.is_empty()).collect();
+        return Check::warning(NAME, format!("{counts}; {}", told.join("; ")), hints.join("; "));
+    }
+    if count("suspect") + count("dead") > 0 {
+        return Check::warning(
+            NAME,
+            counts,
+            "`drover members` shows which, and `drover why SWARM/INDEX` what is known of one",
+        );
+    }
+    match living.count() {
+        0 => Check::ok(NAME, "no swarm lives"),
+        _ if answer.members.is_empty() => Check::ok(NAME, "no members")
+            .hint("nodes report a few seconds after their start, unless swarm.enabled is false"),
+        _ => Check::ok(NAME, counts),
+    }
 }
 
 fn seen(name: &'static str, well: &str, error: &str, hint: &str) -> Check {
@@ -304,6 +363,37 @@ mod tests {
         let me = format!("pid {}", std::process::id());
         assert!(!check.ok && check.detail.contains(&me) && check.hint.contains(&addr.to_string()), "{check:?}");
         assert!(ports(&config, &[addr.to_string()]).ok, "our own daemon is no stranger");
+    }
+
+    #[test]
+    fn what_membership_daemons_complain_about_is_told_once_with_where_and_fails_nothing() {
+        let note = |code: &str, current| pb::MembershipNote {
+            code: code.into(),
+            message: format!("{code} happened"),
+            hint: format!("mend {code}"),
+            current,
+            ..Default::default()
+        };
+        let node = |node_id, notes| pb::Node { node_id, membership_notes: notes, ..Default::default() };
+        let swarm = |status: &str, nodes| pb::Swarm {
+            swarm_id: "0199c7a2-7d58".into(),
+            status: status.into(),
+            nodes,
+            ..Default::default()
+        };
+        let member = |state: &str| pb::Member { state: state.into(), ..Default::default() };
+        let seen = pb::ListMembersResponse { members: vec![member("alive"), member("suspect")], ..Default::default() };
+        for code in ["cannot_bind", "seed_unreachable", "wrong_key", "wrong_cluster", "clock_off"] {
+            let nodes = (0..4).map(|index| node(index, vec![note(code, true), note("over", false)])).collect();
+            let check = members_check(&[swarm("running", nodes)], &seen);
+            assert!(!check.ok && check.minor, "{check:?}");
+            let told = format!("1 alive, 1 suspect, 0 dead; 0199c7a2/0, 0199c7a2/1 and 2 more: {code} happened");
+            assert_eq!((check.detail.as_str(), check.hint.as_str()), (told.as_str(), format!("mend {code}").as_str()));
+            let ended = swarm("terminated", vec![node(0, vec![note(code, true)])]);
+            assert!(members_check(&[ended], &pb::ListMembersResponse::default()).ok);
+        }
+        let check = members_check(&[swarm("running", vec![node(0, Vec::new())])], &seen);
+        assert!(!check.ok && check.minor && check.hint.contains("drover members"), "{check:?}");
     }
 
     #[test]

@@ -230,9 +230,17 @@ pub(super) fn memory(agent: AgentKind) -> Check {
         }
     };
     system.refresh_memory();
-    // Inside a job the limit of its control group counts, not what the machine has.
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    // Inside a job the limit of its control group counts, not what the machine has. It is that of this process: the
+    // limits of the whole system are those of the root group, which has none.
+    let limit = own_limits(&mut system).map_or(u64::MAX, |limits| limits.free_memory);
     memory_of(limit.min(system.available_memory()), agent)
+}
+
+fn own_limits(system: &mut sysinfo::System) -> Option<sysinfo::CGroupLimits> {
+    let me = sysinfo::get_current_pid().ok()?;
+    let nothing_more = sysinfo::ProcessRefreshKind::nothing();
+    system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::Some(&[me]), false, nothing_more);
+    system.process(me)?.cgroup_limits()
 }
 
 fn memory_of(free: u64, agent: AgentKind) -> Check {

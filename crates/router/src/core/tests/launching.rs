@@ -198,3 +198,41 @@ fn a_launch_in_flight_is_asked_for_again_after_a_restart() {
     assert_eq!(world.status(&swarm), "running");
     assert_eq!(world.count("swarm_launched"), 1);
 }
+
+#[test]
+fn the_first_word_of_a_launch_names_where_it_goes() {
+    let mut world = World::new();
+    let token = world.token();
+    let place = Some(crate::core::input::LaunchPlace { backend: "local".into(), provider: "here".into() });
+    let order = LaunchOrder { request_id: "r1".into(), spec: spec(1), trace: String::new(), place, prior: None };
+    world.happen(Input::Launch(token, Box::new(order)));
+    let queued = world.last("swarm_launch_progress").1;
+    assert_eq!(
+        (&queued["stage"], &queued["provider"], &queued["provider_id"]),
+        (&json!("queued"), &json!("local"), &json!("here"))
+    );
+    let (swarm, asked) = world.ensures.pop().unwrap();
+    assert_eq!(asked.provider, "", "the allocator is asked for what was asked for");
+    world.happen(Input::AllocatorProgress { swarm, stage: "starting".into(), message: "1 worker".into() });
+    assert_eq!(world.last("swarm_launch_progress").1["provider"], "local");
+}
+
+#[test]
+fn the_backends_word_on_a_launch_that_failed_goes_on() {
+    let mut world = World::new();
+    world.launch("r1", spec(1));
+    let (swarm, _) = world.ensures.pop().unwrap();
+    world.happen(Input::Ensured(swarm.clone(), Ok(World::allocation(&swarm, 1))));
+    let error = json!({"code": "codex_missing", "message": "no codex on PATH", "hint": "install it", "fatal": true});
+    world.says(&World::outbox(&swarm, 0, 1), "worker_error", None, error);
+    let shown = |world: &World| world.core.swarms[&world.core.by_id[&swarm]].view().swarm.slurm_state;
+    assert_eq!((world.status(&swarm).as_str(), shown(&world).as_str()), ("failed", "RUNNING"));
+    let mut ending = World::allocation(&swarm, 1);
+    ending.backend_state = "COMPLETING".into();
+    world.happen(Input::AllocationChanged(ending.clone()));
+    assert_eq!(shown(&world), "COMPLETING");
+    // The last word was missed: what the backend no longer has does not run.
+    world.crash();
+    world.happen(Input::AllocatorSnapshot { begun_at: world.now, allocations: Vec::new() });
+    assert_eq!((shown(&world).as_str(), world.status(&swarm).as_str()), ("COMPLETED", "failed"));
+}

@@ -3,6 +3,7 @@
 mod histories;
 mod invariants;
 mod launching;
+mod membership;
 mod prompts;
 mod races;
 mod terminating;
@@ -21,6 +22,7 @@ use super::input::{
     AllocatedNode, Allocation, DeliveryReport, InjectOrder, Input, InterruptOrder, LaunchOrder, OutRecord, Outcome,
     RecordBody, RecordChunk, ResolveOrder, TerminateOrder,
 };
+use super::members::{Ballot, MembersWord};
 use super::model::{Cursor, Settings};
 use super::{Core, SECOND};
 use crate::store::testing::Disk;
@@ -40,6 +42,7 @@ fn settings() -> Settings {
 /// One record of an outbox: what the router sees of it.
 #[derive(Clone)]
 struct Written {
+    ts: Micros,
     injection: Option<InjectionId>,
     name: &'static str,
     data: Value,
@@ -164,7 +167,7 @@ impl World {
     fn launch(&mut self, request_id: &str, spec: LaunchSpec) -> Token {
         let token = self.token();
         let prior = self.disk.prior_request(request_id);
-        let order = LaunchOrder { request_id: request_id.into(), spec, trace: String::new(), prior };
+        let order = LaunchOrder { request_id: request_id.into(), spec, trace: String::new(), place: None, prior };
         self.happen(Input::Launch(token, Box::new(order)));
         token
     }
@@ -236,7 +239,7 @@ impl World {
 
     /// A worker writes a record; nobody has read it yet.
     fn write(&mut self, outbox: &OutboxId, name: &'static str, injection: Option<&InjectionId>, data: Value) {
-        let written = Written { injection: injection.cloned(), name, data };
+        let written = Written { ts: 0, injection: injection.cloned(), name, data };
         self.outboxes.entry(outbox.clone()).or_default().push(written);
     }
 
@@ -251,6 +254,7 @@ impl World {
             .take(count)
             .map(|(index, written)| OutRecord {
                 seq: index as u64 + 1,
+                ts: written.ts,
                 injection: written.injection.clone(),
                 name: Word::Known(written.name),
                 data: written.data.to_string().into(),
@@ -281,6 +285,14 @@ impl World {
     /// A worker writes a record and the follower ships it.
     fn says(&mut self, outbox: &OutboxId, name: &'static str, injection: Option<&InjectionId>, data: Value) {
         self.write(outbox, name, injection, data);
+        while self.ship(outbox, 100) {}
+    }
+
+    /// The same, with the time by the worker's clock.
+    fn says_at(&mut self, ts: Micros, outbox: &OutboxId, name: &'static str, injection: Option<&InjectionId>) {
+        let data = if name == "turn_complete" { json!({"status": "completed"}) } else { json!({}) };
+        let written = Written { ts, injection: injection.cloned(), name, data };
+        self.outboxes.entry(outbox.clone()).or_default().push(written);
         while self.ship(outbox, 100) {}
     }
 
@@ -363,6 +375,16 @@ fn body(written: &Written) -> RecordBody {
         "exec_approval_resolved" => {
             RecordBody::ApprovalResolved { approval_id: text("approval_id"), call_id: text("call_id") }
         }
+        "members" => {
+            let number = |key: &str| written.data[key].as_u64().unwrap_or_default();
+            RecordBody::Members(Box::new(MembersWord {
+                complete: written.data["complete"].as_bool().unwrap(),
+                ballot: Ballot { epoch: number("epoch"), term: number("term") },
+                members: serde_json::from_value(written.data["members"].clone()).unwrap(),
+            }))
+        }
+        "keyring_state" => RecordBody::RingSaid(serde_json::from_value(written.data.clone()).unwrap()),
+        "membership_notes" => RecordBody::Notes(serde_json::from_value(written.data["notes"].clone()).unwrap()),
         _ => RecordBody::Other,
     }
 }

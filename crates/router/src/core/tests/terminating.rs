@@ -129,6 +129,26 @@ fn an_allocation_that_ends_by_itself_ends_the_swarm_with_its_reason() {
 }
 
 #[test]
+fn an_ended_swarm_is_kept_exactly_as_long_as_configured() {
+    for keep in [0, SECOND, 7 * SECOND, 45 * SECOND] {
+        let mut world = World::new();
+        world.core.book.settings.keep_ended = keep;
+        let swarm = world.running(1);
+        world.terminate("t1", &swarm, true);
+        world.happen(Input::Released(swarm.clone(), Ok(false)));
+        let ended = world.last("swarm_terminated").0.at;
+        world.take(Input::Tick);
+        world.now = world.now.max(ended + keep.saturating_sub(SECOND / 10));
+        world.happen(Input::Tick);
+        assert_eq!(world.core.by_id.contains_key(&swarm), keep > 0, "{keep}");
+        world.now = ended + keep;
+        world.happen(Input::Tick);
+        assert!(!world.core.by_id.contains_key(&swarm), "{keep}");
+        assert_eq!(world.count("swarm_removed"), 1, "{keep}");
+    }
+}
+
+#[test]
 fn a_swarm_that_ended_long_ago_is_forgotten_with_its_mailbox() {
     let mut world = World::new();
     let swarm = world.running(1);
