@@ -4,6 +4,8 @@
 pub mod bench;
 pub mod chaos;
 pub mod cli;
+pub mod gossip;
+pub mod mounts;
 pub mod soak;
 pub mod stage;
 pub mod subscriber;

@@ -1,19 +1,41 @@
-//! A swarm at full rate for a while: nothing grows that should not, and what goes in comes out.
+//! Swarms at full rate for a while, one after the other: nothing grows that should not, and what goes in comes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use drover_proto::router::{InjectRequest, InjectionState, WatchEventsRequest};
+use drover_proto::router::terminate_swarm_response::Step;
+use drover_proto::router::{
+    GetInfoRequest, GetSwarmRequest, InjectRequest, InjectionState, TerminateSwarmRequest, WatchEventsRequest,
+};
 use drover_testkit::cluster::{Cluster, DAEMONS, RouterClient};
+use tokio::sync::watch;
 
 use crate::chaos::launch;
 
-/// Nodes of the swarm, each with one prompt at a time.
+/// Nodes of each swarm, each with one prompt after the other.
 const NODES: u32 = 4;
-/// Memory may grow while caches fill; after this share of the time it must stand still.
+/// Pieces that each prompt asks for.
+const DELTAS: usize = 100;
+/// Memory and files may grow while caches fill; after this share of the time they must stand still.
 const SETTLED: f64 = 0.2;
+
+/// How long, and what is allowed.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// How long prompts are sent.
+    pub time: Duration,
+    /// How long each swarm lives. Its successor finds no trace of it a little later.
+    pub swarm_time: Duration,
+    /// How many events the log keeps: with fewer than there are, old ones make room all the time.
+    pub keep_events: usize,
+    /// By how many MiB the memory of a daemon may grow after it has settled.
+    pub growth_mib: f64,
+    /// How many more files a daemon may have open in the second half than in the first.
+    pub growth_files: f64,
+}
 
 /// What one process used, over time.
 #[derive(Debug, Default)]
@@ -21,42 +43,102 @@ struct Course {
     /// Seconds since the start, resident MiB.
     memory: Vec<(f64, f64)>,
     /// Open file descriptors.
-    files: Vec<usize>,
+    files: Vec<f64>,
+}
+
+/// What one daemon came to.
+#[derive(Debug)]
+pub struct Use {
+    /// MiB that it grew after it had settled.
+    pub grown_mib: f64,
+    /// MiB that it had at the most.
+    pub most_mib: f64,
+    /// Open files at the most: before the middle of the time, and after.
+    pub files: (f64, f64),
 }
 
 /// What was seen.
 #[derive(Debug)]
 pub struct Report {
+    /// Swarms that came and went.
+    pub swarms: usize,
     /// Prompts carried out.
     pub prompts: usize,
-    /// Events in the log, each seen once by a live subscriber.
+    /// Events that a live subscriber saw, each once and in order.
     pub events: usize,
-    /// By daemon: MiB that it grew after it had settled, and its largest and last number of open files.
-    pub daemons: BTreeMap<&'static str, (f64, usize, usize)>,
+    /// Of these, how many were compared with the log one by one.
+    pub compared: usize,
+    /// By daemon.
+    pub daemons: BTreeMap<&'static str, Use>,
+    /// MiB of the state directory with its mailbox, at the most: before the middle of the time, and after.
+    pub disk_mib: (f64, f64),
 }
 
-/// Runs at full rate for this long. Growth beyond `growth_mib` is an error.
-pub async fn run(time: Duration, growth_mib: f64) -> anyhow::Result<Report> {
-    let cluster = Cluster::start("{}").await?;
-    let swarm = launch(&mut cluster.router(), "echo", NODES).await?;
-    let until = Instant::now() + time;
-    let prompting =
-        futures::future::try_join_all((0..NODES).map(|node| prompts(cluster.router(), &swarm, node, until)));
-    let watching = watch(&cluster, until);
-    let (prompts, courses, counted) = tokio::try_join!(prompting, watching, count_live(cluster.router(), until))?;
+/// Runs at full rate. Growth beyond what the plan allows is an error.
+pub async fn run(plan: Plan) -> anyhow::Result<Report> {
+    let config = format!("router: {{keep_events: {}, keep_ended_swarms_for: 5s}}", plan.keep_events);
+    let cluster = Cluster::start(&config).await?;
+    let until = Instant::now() + plan.time;
+    let (over, is_over) = watch::channel(0);
+    let working = async {
+        let worked = work(cluster.router(), plan, until).await?;
+        // What the subscriber has to wait for.
+        over.send_replace(cluster.router().get_info(GetInfoRequest {}).await?.into_inner().last_seq);
+        Ok(worked)
+    };
+    let ((swarms, prompts), courses, live) =
+        tokio::try_join!(working, sample(&cluster, until), subscribe(cluster.router(), plan.keep_events, is_over))?;
 
-    let mut daemons = BTreeMap::new();
-    for (daemon, course) in &courses {
-        let grown = growth(&course.memory, time.as_secs_f64() * SETTLED);
-        let (most, last) = (course.files.iter().max().copied().unwrap_or(0), course.files.last().copied().unwrap_or(0));
-        daemons.insert(*daemon, (grown, most, last));
-        ensure!(grown < growth_mib, "{daemon} grew by {grown:.2} MiB: {:?}", course.memory);
-        let early = course.files.get(course.files.len() / 5).copied().unwrap_or(0);
-        ensure!(last <= early + 4, "{daemon} had {early} files open, then {last}");
+    ensure!(live.completed == prompts, "{prompts} prompts were sent, {} turns completed", live.completed);
+    ensure!(live.deltas == prompts * DELTAS, "{prompts} prompts gave {} deltas of {DELTAS} each", live.deltas);
+    let log = read_log(cluster.router(), live.last.front().map_or(0, |first| first - 1)).await?;
+    ensure!(live.last == log, "the log's last {} events are not the {} that were seen", log.len(), live.last.len());
+
+    let (mut daemons, mut faults) = (BTreeMap::new(), Vec::new());
+    for (daemon, course) in &courses.daemons {
+        let used = Use {
+            grown_mib: growth(&course.memory, plan.time.as_secs_f64() * SETTLED),
+            most_mib: most(course.memory.iter().map(|sample| sample.1)),
+            files: halves(&course.files),
+        };
+        if used.grown_mib >= plan.growth_mib {
+            faults.push(format!("{daemon} grew by {:.2} MiB: {:.1?}", used.grown_mib, course.memory));
+        }
+        if used.files.1 > used.files.0 + plan.growth_files {
+            faults.push(format!("{daemon} had {} files open, then {}", used.files.0, used.files.1));
+        }
+        daemons.insert(*daemon, used);
     }
-    let events = count_log(cluster.router()).await?;
-    ensure!(counted == events, "the log holds {events} events, the live subscriber saw {counted}");
-    Ok(Report { prompts: prompts.iter().sum(), events, daemons })
+    let report = Report {
+        swarms,
+        prompts,
+        events: live.seen,
+        compared: log.len(),
+        daemons,
+        disk_mib: halves(&courses.disk_mib),
+    };
+    ensure!(faults.is_empty(), "{}\n{report:#?}", faults.join("\n"));
+    Ok(report)
+}
+
+/// Swarm after swarm. Returns how many there were, and how many prompts they carried out.
+async fn work(mut router: RouterClient, plan: Plan, until: Instant) -> anyhow::Result<(usize, usize)> {
+    let (mut swarms, mut done) = (0, 0);
+    while Instant::now() < until {
+        let swarm = launch(&mut router, "echo", NODES).await?;
+        let end = until.min(Instant::now() + plan.swarm_time);
+        let prompting = (0..NODES).map(|node| prompts(router.clone(), &swarm, node, end));
+        done += futures::future::try_join_all(prompting).await?.iter().sum::<usize>();
+        let request = TerminateSwarmRequest { swarm_id: swarm, ..Default::default() };
+        let mut steps = router.terminate_swarm(request).await?.into_inner();
+        let mut terminated = false;
+        while let Some(step) = steps.message().await? {
+            terminated |= matches!(step.step, Some(Step::Terminated(_)));
+        }
+        ensure!(terminated, "the termination ended without an end");
+        swarms += 1;
+    }
+    Ok((swarms, done))
 }
 
 /// One prompt after the other on one node.
@@ -66,7 +148,7 @@ async fn prompts(mut router: RouterClient, swarm: &str, node: u32, until: Instan
         let request = InjectRequest {
             swarm_id: swarm.to_owned(),
             nodes: vec![node],
-            content: format!("soak {node} {done}\n@echo deltas=100 size=300"),
+            content: format!("soak {node} {done}\n@echo deltas={DELTAS} size=300"),
             ..Default::default()
         };
         let mut steps = router.inject(request).await?.into_inner();
@@ -92,22 +174,30 @@ async fn prompts(mut router: RouterClient, swarm: &str, node: u32, until: Instan
 }
 
 async fn outstanding(router: &mut RouterClient, swarm: &str, node: u32) -> anyhow::Result<u32> {
-    let request = drover_proto::router::GetSwarmRequest { swarm_id: swarm.to_owned() };
+    let request = GetSwarmRequest { swarm_id: swarm.to_owned() };
     let swarm = router.get_swarm(request).await?.into_inner().swarm.context("no swarm in the answer")?;
     Ok(swarm.nodes.get(node as usize).context("no such node")?.outstanding)
 }
 
+/// What was used, over time.
+#[derive(Debug, Default)]
+struct Courses {
+    daemons: BTreeMap<&'static str, Course>,
+    disk_mib: Vec<f64>,
+}
+
 /// Samples every daemon until the end.
-async fn watch(cluster: &Cluster, until: Instant) -> anyhow::Result<BTreeMap<&'static str, Course>> {
+async fn sample(cluster: &Cluster, until: Instant) -> anyhow::Result<Courses> {
     let begun = Instant::now();
-    let mut courses: BTreeMap<&'static str, Course> = BTreeMap::new();
+    let mut courses = Courses::default();
     while Instant::now() < until {
         for daemon in DAEMONS {
             let pid = cluster.daemon(daemon).with_context(|| format!("{daemon} is gone"))?.pid;
-            let course = courses.entry(daemon).or_default();
+            let course = courses.daemons.entry(daemon).or_default();
             course.memory.push((begun.elapsed().as_secs_f64(), resident_mib(pid)?));
-            course.files.push(fs::read_dir(format!("/proc/{pid}/fd"))?.count());
+            course.files.push(fs::read_dir(format!("/proc/{pid}/fd"))?.count() as f64);
         }
+        courses.disk_mib.push(bytes_below(cluster.state().path()) as f64 / f64::from(1 << 20));
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     Ok(courses)
@@ -119,6 +209,18 @@ pub fn resident_mib(pid: u32) -> anyhow::Result<f64> {
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
     let kib: f64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
     Ok(kib / 1024.0)
+}
+
+/// Size of all files; what goes away meanwhile counts nothing.
+fn bytes_below(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    entries
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => bytes_below(&entry.path()),
+            Ok(kind) if kind.is_file() => entry.metadata().map_or(0, |meta| meta.len()),
+            _ => 0,
+        })
+        .sum()
 }
 
 /// By how much the fitted line rises between `from` seconds and the end.
@@ -135,32 +237,71 @@ fn growth(samples: &[(f64, f64)], from: f64) -> f64 {
     slope * (settled.last().map_or(0.0, |last| last.0) - from)
 }
 
-/// Events that a live subscriber sees from the first on, until the log has been quiet behind the end.
-async fn count_live(mut router: RouterClient, until: Instant) -> anyhow::Result<usize> {
+fn most(samples: impl Iterator<Item = f64>) -> f64 {
+    samples.fold(0.0, f64::max)
+}
+
+/// The largest of each half.
+fn halves(samples: &[f64]) -> (f64, f64) {
+    let (early, late) = samples.split_at(samples.len() / 2);
+    (most(early.iter().copied()), most(late.iter().copied()))
+}
+
+/// What a live subscriber has seen.
+#[derive(Debug, Default)]
+struct Live {
+    seen: usize,
+    deltas: usize,
+    completed: usize,
+    /// Numbers of the last events.
+    last: VecDeque<u64>,
+}
+
+/// Every event from the first to the one that `over` names in the end.
+async fn subscribe(mut router: RouterClient, remember: usize, over: watch::Receiver<u64>) -> anyhow::Result<Live> {
     let request = WatchEventsRequest { follow: true, ..Default::default() };
     let mut stream = router.watch_events(request).await?.into_inner();
-    let mut seen = 0;
+    let mut live = Live::default();
+    let mut seq = 0;
     loop {
-        match tokio::time::timeout(Duration::from_secs(2), stream.message()).await {
-            Ok(batch) => seen += batch?.context("the stream ended")?.events.len(),
-            Err(_) if Instant::now() > until => return Ok(seen),
-            Err(_) => {}
+        let end = *over.borrow();
+        if end > 0 && seq >= end {
+            return Ok(live);
+        }
+        // Quiet for a while: look again whether it is over.
+        let Ok(batch) = tokio::time::timeout(Duration::from_secs(1), stream.message()).await else {
+            let last = router.get_info(GetInfoRequest {}).await?.into_inner().last_seq;
+            ensure!(seq >= last, "no event for a second behind {seq}, and the log is at {last}");
+            continue;
+        };
+        for event in batch?.context("the stream ended")?.events {
+            ensure!(event.seq > seq, "event {} came behind {seq}", event.seq);
+            seq = event.seq;
+            live.seen += 1;
+            live.deltas += usize::from(event.event == "assistant_delta");
+            live.completed += usize::from(event.event == "turn_complete");
+            if live.last.len() == remember {
+                live.last.pop_front();
+            }
+            live.last.push_back(seq);
         }
     }
 }
 
-async fn count_log(mut router: RouterClient) -> anyhow::Result<usize> {
-    let mut stream = router.watch_events(WatchEventsRequest::default()).await?.into_inner();
-    let mut seen = 0;
+/// Numbers of the events in the log behind `after`.
+async fn read_log(mut router: RouterClient, after: u64) -> anyhow::Result<VecDeque<u64>> {
+    let request = WatchEventsRequest { after_seq: after, ..Default::default() };
+    let mut stream = router.watch_events(request).await?.into_inner();
+    let mut seqs = VecDeque::new();
     while let Some(batch) = stream.message().await? {
-        seen += batch.events.len();
+        seqs.extend(batch.events.iter().map(|event| event.seq));
     }
-    Ok(seen)
+    Ok(seqs)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::growth;
+    use super::{growth, halves};
 
     #[test]
     fn growth_is_seen_and_noise_is_not() {
@@ -168,5 +309,6 @@ mod tests {
         assert!((growth(&rising, 20.0) - 7.9).abs() < 0.01);
         let noisy: Vec<_> = (0..100).map(|second| (f64::from(second), 10.0 + f64::from(second % 2))).collect();
         assert!(growth(&noisy, 20.0).abs() < 0.1);
+        assert_eq!(halves(&[1.0, 3.0, 2.0, 5.0]), (3.0, 5.0));
     }
 }

@@ -3,11 +3,14 @@
 //! the mailbox through the mailbox crate, as workers do.
 
 use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, ensure};
 use drover_mailbox::{Cursor, Line, Mailbox, Owner, Record, StreamReader, StreamWriter, decode_line, encode_line};
 use drover_proto::allocator::allocator_service_server::{AllocatorService, AllocatorServiceServer};
 use drover_proto::allocator::watch_allocations_response::Change;
@@ -16,21 +19,19 @@ use drover_proto::allocator::{
     ListProvidersRequest, ListProvidersResponse, Provider, ReleaseAllocationRequest, ReleaseAllocationResponse,
     WatchAllocationsRequest, WatchAllocationsResponse, WorkerState,
 };
-use drover_proto::common::LaunchSpec;
-use drover_proto::router::launch_swarm_response::Step;
-use drover_proto::router::router_service_client::RouterServiceClient;
-use drover_proto::router::{GetInfoRequest, LaunchSwarmRequest};
 use drover_service::process::ProcessId;
-use drover_service::{Context, MAX_MESSAGE_BYTES, Server, StateDir, Target, address_book, connect, now_us, process};
-use drover_testkit::cluster::{RouterClient, program, scratch_dir, signal};
+use drover_service::{Context, Server, StateDir, address_book, now_us, process};
+use drover_testkit::cluster::{RouterClient, control_addr, end, program, router, scratch_dir, wait_ready};
 use drover_types::{Generation, NodeIndex, OutboxId, SwarmId};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, stream};
-use rustix::process::Signal;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::sync::broadcast;
 use tonic::{Request, Response, Status};
+
+use crate::chaos::launch;
+use crate::mounts::FuseMount;
 
 /// Router and follower as processes, allocator and workers played. Dropping it ends the processes.
 pub struct Stage {
@@ -38,68 +39,121 @@ pub struct Stage {
     children: Vec<Child>,
     ctx: Context,
     allocator: PlayedAllocator,
-    _dir: TempDir,
+    mount: Option<(FuseMount, PathBuf)>,
+    dir: TempDir,
+}
+
+/// How the follower of a stage learns of new records.
+#[derive(Debug, Clone, Copy)]
+pub enum News {
+    /// The system tells of changes.
+    Told,
+    /// The system gives it no watcher, so that it polls, as it does on a file system that tells of nothing.
+    Polled {
+        /// How often it looks at the outbox of a quiet node.
+        cold: Duration,
+    },
+    /// It sees the workers' files through a file system of its own, as from another host: FUSE, which tells of no changes and
+    /// which the follower takes for a network file system. See [`crate::mounts::fuse`].
+    Mounted {
+        /// How often it looks at the outbox of a quiet node.
+        cold: Duration,
+    },
+}
+
+impl News {
+    /// The command that runs `drover` so.
+    fn follower(self, drover: &Path) -> Command {
+        let (mut command, cold) = match self {
+            Self::Told => return Command::new(drover),
+            Self::Polled { cold } => {
+                // A user namespace of its own, in which nobody may have a watcher; the process is the same.
+                let mut command = Command::new("unshare");
+                let none = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"";
+                command.args(["--user", "--map-root-user", "sh", "-c", none]).arg(drover);
+                (command, cold)
+            }
+            Self::Mounted { cold } => (Command::new(drover), cold),
+        };
+        command.env("DROVER_FOLLOWER__COLD_POLL", format!("{}ms", cold.as_millis()));
+        command
+    }
+
+    /// What the follower says of it when it starts.
+    fn said(self) -> &'static str {
+        match self {
+            Self::Told => "mailbox opened",
+            Self::Polled { .. } => "no file watcher to be had",
+            Self::Mounted { .. } => "the mailbox is on a network file system",
+        }
+    }
 }
 
 impl Stage {
     /// Starts it with the default configuration.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(News::Told).await
+    }
+
+    /// Starts it with a follower that learns of new records in this way.
+    pub async fn start_with(news: News) -> anyhow::Result<Self> {
         let dir = scratch_dir("stage-")?;
         let state = StateDir::open(&dir.path().join("state"))?;
         let ctx = Context::for_test("slurm-allocator", state.path());
-        let allocator = PlayedAllocator::new(Mailbox::new(state.path().join("mailbox")));
+        let mailbox = state.path().join("mailbox");
+        let mount = if matches!(news, News::Mounted { .. }) {
+            let (source, path) = (&mailbox, dir.path().join("mount"));
+            for dir in [source, &path] {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            }
+            // An open of NFS asks the server for the size. FUSE believes what it knows, even then, unless told otherwise.
+            Some((FuseMount::mount(source, &path, 0)?, path))
+        } else {
+            None
+        };
+        let allocator = PlayedAllocator::new(Mailbox::new(mailbox));
         let listener = ctx.bind("allocator", None, "127.0.0.1:0".parse()?)?;
         Server::new(&ctx).grpc(AllocatorServiceServer::new(allocator.clone())).serve(listener)?;
-        let mut children = Vec::new();
-        for daemon in ["outbox-follower", "router"] {
-            let log = std::fs::File::create(dir.path().join(format!("{daemon}.log")))?;
-            let child = Command::new(program("drover")?)
-                .args(["daemon", daemon])
-                .env("DROVER_STATE_DIR", state.path())
-                .env_remove("DROVER_CONFIG")
-                .current_dir(dir.path())
-                .stdin(Stdio::null())
-                .stdout(log.try_clone()?)
-                .stderr(log)
-                .spawn()?;
-            children.push(child);
-        }
-        let stage = Self { state, children, ctx, allocator, _dir: dir };
-        stage.wait_ready().await?;
+        let mut stage = Self { state, children: Vec::new(), ctx, allocator, mount, dir };
+        let drover = program("drover")?;
+        stage.spawn("outbox-follower", news.follower(&drover))?;
+        stage.spawn("router", Command::new(&drover))?;
+        wait_ready(&stage.state, Duration::from_secs(20)).await?;
+        let (log, wanted) = (fs::read_to_string(stage.log("outbox-follower"))?, news.said());
+        ensure!(log.contains(wanted), "the follower did not say {wanted:?}:\n{log}");
         Ok(stage)
     }
 
-    async fn wait_ready(&self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let mut last = String::new();
-        while Instant::now() < deadline {
-            match self.router().get_info(GetInfoRequest {}).await {
-                Ok(info) => {
-                    let info = info.into_inner();
-                    if info.allocator_error.is_empty() && info.follower_error.is_empty() {
-                        return Ok(());
-                    }
-                    last = format!("{info:?}");
-                }
-                Err(status) => last = status.to_string(),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    fn spawn(&mut self, daemon: &str, mut drover: Command) -> anyhow::Result<()> {
+        let log = fs::File::create(self.log(daemon))?;
+        drover.args(["daemon", daemon]);
+        if let Some((_, path)) = self.mount.as_ref().filter(|_| daemon == "outbox-follower") {
+            drover.arg("--mailbox").arg(path);
         }
-        bail!("router and follower are not ready: {last}")
+        let child = drover
+            .env("DROVER_STATE_DIR", self.state.path())
+            .env_remove("DROVER_CONFIG")
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.children.push(child);
+        Ok(())
+    }
+
+    fn log(&self, daemon: &str) -> PathBuf {
+        self.dir.path().join(format!("{daemon}.log"))
     }
 
     /// A client of the router.
     pub fn router(&self) -> RouterClient {
-        let channel = connect(Target::Daemon { state: self.state.clone(), name: "router".to_owned() });
-        RouterServiceClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        router(&self.state)
     }
 
     /// Address of the JSON-line control plane.
     pub fn control_addr(&self) -> anyhow::Result<String> {
-        let entry = address_book::read(&self.state, "router").context("the router is not running")?;
-        entry.control.context("the router has published no control address")
+        control_addr(&self.state)
     }
 
     /// The process of `router` or `outbox-follower`.
@@ -110,15 +164,7 @@ impl Stage {
 
     /// Launches a swarm whose nodes are played.
     pub async fn launch(&self, nodes: u32) -> anyhow::Result<String> {
-        let spec = LaunchSpec { node_count: nodes, agent: "echo".to_owned(), ..Default::default() };
-        let request = LaunchSwarmRequest { spec: Some(spec), ..Default::default() };
-        let mut steps = self.router().launch_swarm(request).await?.into_inner();
-        while let Some(step) = steps.message().await? {
-            if let Some(Step::Launched(swarm)) = step.step {
-                return Ok(swarm.swarm_id);
-            }
-        }
-        bail!("the launch ended without a swarm")
+        launch(&mut self.router(), "echo", nodes).await
     }
 
     /// The player of a node.
@@ -131,13 +177,7 @@ impl Drop for Stage {
     fn drop(&mut self) {
         self.ctx.shutdown().cancel();
         for child in &mut self.children {
-            let _ = signal(child.id(), Signal::TERM);
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            let _ = child.kill();
-            let _ = child.wait();
+            end(child, Duration::from_secs(5));
         }
     }
 }
@@ -241,7 +281,7 @@ impl Player {
             for line in chunk.lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
                 if let Line::Record(record) = decode_line(line)? {
                     let injection_id = record.injection_id.as_deref().unwrap_or_default().to_owned();
-                    anyhow::ensure!(record.kind != "inject" || !injection_id.is_empty(), "a prompt without a name");
+                    ensure!(record.kind != "inject" || !injection_id.is_empty(), "a prompt without a name");
                     orders.push(Order {
                         kind: record.kind.into_owned(),
                         injection_id,

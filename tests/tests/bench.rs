@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use drover_e2e::bench::figures::Figure;
-use drover_e2e::bench::{control, events, idle, inject};
+use drover_e2e::bench::{control, events, idle, inject, waits};
 
 fn printed(figures: anyhow::Result<Vec<Figure>>, count: usize) {
     let figures = figures.unwrap_or_else(|error| panic!("{error:#}"));
@@ -21,6 +21,11 @@ async fn control_and_inject() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_and_idle() {
-    printed(events::run(8_000).await, 3);
+    printed(events::run(8_000).await, 2);
     printed(idle::run(20, Duration::from_secs(1)).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn told_and_polled() {
+    printed(waits::run(waits::Plan::SHORT).await, 8);
 }

@@ -155,6 +155,11 @@ fn no_bytes_upset_the_config_loader() {
 }
 
 #[test]
+fn no_bytes_upset_the_gossip() {
+    run("gossip");
+}
+
+#[test]
 fn every_fuzz_target_has_a_corpus_and_a_test() {
     let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/Cargo.toml")).unwrap();
     let bins: Vec<&str> = manifest

@@ -73,22 +73,7 @@ impl Cluster {
 
     /// Waits until the router answers and reaches allocator and follower.
     pub async fn wait_ready(&self, limit: Duration) -> anyhow::Result<()> {
-        let deadline = Instant::now() + limit;
-        let mut last = "no answer".to_owned();
-        while Instant::now() < deadline {
-            match self.router().get_info(GetInfoRequest {}).await {
-                Ok(info) => {
-                    let info = info.into_inner();
-                    if info.allocator_error.is_empty() && info.follower_error.is_empty() {
-                        return Ok(());
-                    }
-                    last = format!("allocator: {}; follower: {}", info.allocator_error, info.follower_error);
-                }
-                Err(status) => status.message().clone_into(&mut last),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        bail!("the daemons are not ready after {limit:?}: {last}\n{}", self.logs())
+        wait_ready(&self.state, limit).await.with_context(|| self.logs())
     }
 
     /// Ends `drover up` in order; swarms go on.
@@ -118,16 +103,12 @@ impl Cluster {
 
     /// A client of its router, which finds the router again after a restart.
     pub fn router(&self) -> RouterClient {
-        let channel = connect(Target::Daemon { state: self.state.clone(), name: "router".to_owned() });
-        RouterServiceClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        router(&self.state)
     }
 
     /// Address of its JSON-line control plane.
     pub fn control_addr(&self) -> anyhow::Result<String> {
-        let entry = address_book::read(&self.state, "router").context("the router is not running")?;
-        entry.control.context("the router has published no control address")
+        control_addr(&self.state)
     }
 
     /// The process of a daemon.
@@ -154,13 +135,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some(mut up) = self.up.take() {
-            let _ = signal(up.id(), Signal::TERM);
-            let deadline = Instant::now() + Duration::from_secs(10);
-            while Instant::now() < deadline && matches!(up.try_wait(), Ok(None)) {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            let _ = up.kill();
-            let _ = up.wait();
+            end(&mut up, Duration::from_secs(10));
         }
         // Workers outlive the daemons by design. They are ours, and are known by their environment.
         for pid in processes_of(self.state.path()) {
@@ -223,6 +198,51 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.path).status();
     }
+}
+
+/// A client of the router of this state directory, which finds the router again after a restart.
+pub fn router(state: &StateDir) -> RouterClient {
+    let channel = connect(Target::Daemon { state: state.clone(), name: "router".to_owned() });
+    RouterServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Where the router of this state directory serves the JSON-line control plane.
+pub fn control_addr(state: &StateDir) -> anyhow::Result<String> {
+    let entry = address_book::read(state, "router").context("the router is not running")?;
+    entry.control.context("the router has published no control address")
+}
+
+/// Waits until the router of this state directory answers and reaches allocator and follower.
+pub async fn wait_ready(state: &StateDir, limit: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + limit;
+    let mut last = "no answer".to_owned();
+    while Instant::now() < deadline {
+        match router(state).get_info(GetInfoRequest {}).await {
+            Ok(info) => {
+                let info = info.into_inner();
+                if info.allocator_error.is_empty() && info.follower_error.is_empty() {
+                    return Ok(());
+                }
+                last = format!("allocator: {}; follower: {}", info.allocator_error, info.follower_error);
+            }
+            Err(status) => status.message().clone_into(&mut last),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bail!("the daemons are not ready after {limit:?}: {last}")
+}
+
+/// Asks a child to end, and ends it when it has not after this long.
+pub fn end(child: &mut Child, limit: Duration) {
+    let _ = signal(child.id(), Signal::TERM);
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// A directory that is not below the system's temporary directory, where codex refuses to work.

@@ -8,6 +8,7 @@ pub mod codex;
 pub mod directive;
 pub mod emulate;
 pub mod mock_responses;
+pub mod netns;
 mod skip;
 
 pub use skip::{skip, this_test};

@@ -10,17 +10,21 @@ use crate::shell::{cargo, program, target};
 const BENCHES: &[(&str, &str)] = &[
     ("control", "requests of the JSON-line control plane"),
     ("events", "records into the durable log and out to subscribers"),
+    ("waits", "from a record to its event, told by the system and found by polling"),
     ("inject", "one prompt to a thousand nodes"),
     ("idle", "processor and memory of a swarm that does nothing"),
+    ("gossip", "membership beside serf: join, detection, traffic, false verdicts; needs root and serf, takes an hour"),
 ];
 
 /// Kill proofs that exist: name, program, what it does.
-const CHAOS: &[(&str, &str, &str)] =
-    &[("local", "chaos", "kills daemons, workers and agents of the local backend while prompts run")];
+const CHAOS: &[(&str, &str, &str)] = &[
+    ("local", "chaos", "kills daemons, workers and agents of the local backend while prompts run"),
+    ("gossip", "gossip-sim", "thousands of kills in simulated clusters: joins, detection, false verdicts"),
+];
 
 /// Long runs that exist.
 const SOAKS: &[(&str, &str)] =
-    &[("local", "a swarm at full rate for ten minutes: what grows, and whether every event comes out")];
+    &[("local", "swarms at full rate for ten minutes: what grows, and whether every event comes out")];
 
 /// Runs the named figures, or all.
 pub(crate) fn bench(names: &[String], short: bool) -> anyhow::Result<()> {

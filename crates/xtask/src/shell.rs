@@ -30,6 +30,20 @@ pub(crate) fn has(program: &str, args: &[&str]) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
+/// Sees to it that a program is there, by installing the Debian package that has it when we are root.
+pub(crate) fn installed(name: &str, package: &str) -> anyhow::Result<()> {
+    if has("sh", &["-c", &format!("command -v {name}")]) {
+        return Ok(());
+    }
+    if !has("sh", &["-c", "test $(id -u) = 0 && command -v apt-get"]) {
+        bail!("{name} is missing, and only root with apt-get may install it: install {package}");
+    }
+    program("apt-get", &["update", "-qq"]).run()?;
+    program("apt-get", &["install", "-y", "-qq", "--no-install-recommends", package])
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .run()
+}
+
 /// A program to run.
 pub(crate) struct Call {
     command: Command,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 
-use crate::shell::{cargo, has, in_ci, program, root, target};
+use crate::shell::{cargo, has, in_ci, installed, program, root, target};
 
 /// Where tests that cannot run here write a line: their name, a tab, and why.
 fn skipped_file() -> PathBuf {
@@ -22,8 +22,15 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
             eprintln!("xtask: {tool} could not be installed: {error:#}");
         }
     }
-    // Tests start the real programs, also those of crates without tests of their own.
-    cargo(&["build", "--workspace", "--bins", "--locked"]).run()?;
+    // The laboratory of network namespaces, and whom membership is measured against.
+    for (tool, package) in [("ip", "iproute2"), ("nft", "nftables"), ("python3", "python3"), ("serf", "serf")] {
+        if let Err(error) = installed(tool, package) {
+            eprintln!("xtask: {tool} could not be installed: {error:#}");
+        }
+    }
+    // Tests start the real programs, also those of crates without tests of their own. Tests and programs in one call: in
+    // two, the test-only dependencies switch features on, and half of everything would be compiled again.
+    cargo(&["build", "--workspace", "--all-targets", "--locked"]).run()?;
     let outcome = tests(filter);
     let skipped = fs::read_to_string(skipped_file()).unwrap_or_default();
     let mut skipped: Vec<&str> = skipped.lines().filter(|line| !line.is_empty()).collect();
@@ -69,15 +76,7 @@ fn install(tool: &str) -> anyhow::Result<()> {
     if fs::read(&done).is_ok_and(|installed| installed == lock) {
         return Ok(());
     }
-    if !has("npm", &["--version"]) {
-        if !has("sh", &["-c", "test $(id -u) = 0 && command -v apt-get"]) {
-            bail!("npm is not installed and only root with apt-get may install it");
-        }
-        program("apt-get", &["update", "-qq"]).run()?;
-        program("apt-get", &["install", "-y", "-qq", "--no-install-recommends", "npm"])
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .run()?;
-    }
+    installed("npm", "npm")?;
     fs::create_dir_all(&to)?;
     for file in ["package.json", "package-lock.json"] {
         fs::copy(from.join(file), to.join(file))?;

@@ -42,7 +42,7 @@ pub async fn run(seconds: u64) -> anyhow::Result<Vec<Figure>> {
     Ok(figures)
 }
 
-fn command(id: &str) -> String {
+pub(crate) fn command(id: &str) -> String {
     format!(
         "{{\"protocol\":\"codeswarm.router.v1\",\"type\":\"command\",\"command\":\"swarm_list\",\"request_id\":\"{id}\",\"payload\":{{}}}}\n"
     )

@@ -1,4 +1,4 @@
-//! From a worker's append to a client: rate into the log, deliveries to many, and latency.
+//! From workers' appends to clients: how many per second into the log, and out of it to many.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,8 +11,8 @@ use drover_testkit::cluster::scratch_dir;
 use futures::future::try_join_all;
 use tokio::net::TcpStream;
 
-use super::control::{Lines, latency};
-use super::figures::{Figure, Goal, Latencies};
+use super::control::Lines;
+use super::figures::{Figure, Goal};
 use super::ideal;
 use crate::stage::Stage;
 
@@ -22,9 +22,9 @@ const SUBSCRIBERS: usize = 16;
 /// Events that may be under way: a subscriber further behind than the router's byte limit is cut off, as it should be.
 const AHEAD: usize = 20_000;
 
-/// All three, with this many events per figure.
+/// Both, with so many events into the log.
 pub async fn run(events: usize) -> anyhow::Result<Vec<Figure>> {
-    Ok(vec![into_the_log(events).await?, deliveries(events / 4).await?, record_to_event().await?])
+    Ok(vec![into_the_log(events).await?, deliveries(events / 4).await?])
 }
 
 fn delta(index: usize) -> String {
@@ -149,50 +149,5 @@ async fn deliveries(events: usize) -> anyhow::Result<Figure> {
         ideal: Some(copied.iter().sum::<usize>() as f64 / begun.elapsed().as_secs_f64()),
         unit: "deliveries/s",
         goal: Goal::AtLeast(200_000.0),
-    })
-}
-
-async fn record_to_event() -> anyhow::Result<Figure> {
-    const RATE: u64 = 100;
-    const COUNT: u64 = 500;
-    let stage = Stage::start().await?;
-    let swarm = stage.launch(4).await?;
-    let player = stage.player(&swarm, 0)?;
-    let mut lines = Lines::new(TcpStream::connect(stage.control_addr()?).await?);
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let begun = tokio::time::Instant::now();
-    let intended = move |index: u64| begun + Duration::from_micros(index * 1_000_000 / RATE);
-    let write = async {
-        for index in 0..COUNT {
-            tokio::time::sleep_until(intended(index)).await;
-            let data = format!("{{\"content\":\"bench-{index}-\"}}");
-            player.lock().unwrap_or_else(PoisonError::into_inner).write("assistant_delta", None, &data)?;
-        }
-        Ok::<_, anyhow::Error>(())
-    };
-    let receive = async {
-        let mut latencies = Latencies::default();
-        let mut seen = 0;
-        while seen < COUNT {
-            let more = lines.read(|line| {
-                let text = String::from_utf8_lossy(line);
-                let index = text.split("bench-").nth(1).and_then(|rest| rest.split('-').next()?.parse().ok());
-                if let Some(index) = index {
-                    latencies.add(begun.elapsed().saturating_sub(intended(index) - begun));
-                    seen += 1;
-                }
-            });
-            ensure!(more.await?, "the connection ended after {seen} events");
-        }
-        Ok(latencies)
-    };
-    let ((), ours) = tokio::try_join!(write, receive)?;
-    let echo = latency(&ideal::tcp_echo().await?, RATE, Duration::from_secs(2)).await?;
-    Ok(Figure {
-        name: "from a worker's append to the event at a JSON-line client, 100/s, median".to_owned(),
-        ours: ours.quantile_ms(0.5),
-        ideal: Some(echo.quantile_ms(0.5)),
-        unit: "ms",
-        goal: Goal::Below(15.0),
     })
 }

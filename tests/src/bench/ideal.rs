@@ -110,3 +110,28 @@ pub fn append_and_sync(dir: &Path, files: usize, line: &[u8]) -> anyhow::Result<
     .context("failed to append and sync")?;
     Ok(begun.elapsed())
 }
+
+/// How long a byte appended at each of these times, counted from now, waits for a loop that does nothing but look at the
+/// file's size after every pause. Needs two threads.
+pub fn poll(file: &Path, pause: Duration, times: &[Duration]) -> anyhow::Result<Vec<Duration>> {
+    let mut writer = std::fs::File::create_new(file)?;
+    let reader = std::fs::File::open(file)?;
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            times.iter().try_for_each(|&time| {
+                std::thread::sleep((begun + time).saturating_duration_since(Instant::now()));
+                writer.write_all(b"x")
+            })
+        });
+        let mut waits = Vec::new();
+        while waits.len() < times.len() && !(writing.is_finished() && reader.metadata()?.len() <= waits.len() as u64) {
+            std::thread::sleep(pause);
+            let size = reader.metadata()?.len() as usize;
+            let now = begun.elapsed();
+            waits.extend(times[waits.len()..size].iter().map(|&time| now.saturating_sub(time)));
+        }
+        writing.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+        Ok(waits)
+    })
+}

@@ -3,6 +3,8 @@
 pub mod control;
 pub mod events;
 pub mod figures;
+pub mod gossip;
 pub mod ideal;
 pub mod idle;
 pub mod inject;
+pub mod waits;

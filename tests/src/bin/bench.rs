@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use drover_e2e::bench::{control, events, figures, idle, inject};
+use drover_e2e::bench::{control, events, figures, gossip, idle, inject, waits};
+use drover_e2e::mounts;
 
 /// Measures the local swarm beside the ideal.
 #[derive(Parser)]
@@ -22,8 +23,10 @@ struct Args {
 enum Name {
     Control,
     Events,
+    Waits,
     Inject,
     Idle,
+    Gossip,
 }
 
 #[tokio::main]
@@ -35,8 +38,14 @@ async fn main() -> anyhow::Result<ExitCode> {
         all.extend(match (name, args.short) {
             (Name::Control, short) => control::run(if short { 1 } else { 10 }).await?,
             (Name::Events, short) => events::run(if short { 20_000 } else { 1_000_000 }).await?,
+            (Name::Waits, true) => waits::run(waits::Plan::SHORT).await?,
+            (Name::Waits, false) => {
+                let fuse = mounts::fuse().inspect_err(|why| println!("left out, polling through FUSE: {why}\n"));
+                waits::run(waits::Plan { mounted: fuse.is_ok(), ..waits::Plan::FULL }).await?
+            }
             (Name::Inject, true) => inject::run(50, 1).await?,
             (Name::Inject, false) => inject::run(1000, 7).await?,
+            (Name::Gossip, short) => gossip::run(if short { gossip::Plan::SHORT } else { gossip::Plan::FULL }).await?,
             (Name::Idle, true) => idle::run(50, Duration::from_secs(2)).await?,
             (Name::Idle, false) => idle::run(1000, Duration::from_secs(30)).await?,
         });

@@ -24,7 +24,8 @@ async fn main() -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(rand::random);
     let gap_kills = args.kills / 4;
     println!("seed {seed}: {} kills, {} prompts, {} nodes", args.kills, args.injections, args.nodes);
-    let plan = Plan { seed, kills: args.kills, injections: args.injections, nodes: args.nodes, gap_kills };
+    let Args { kills, injections, nodes, .. } = args;
+    let plan = Plan { seed, kills, injections, nodes, gap_kills, forget: false };
     let report = chaos::run(plan).await?;
     println!("{report:#?}");
     Ok(())

@@ -1,12 +1,12 @@
-//! `cargo xtask soak local`: ten minutes at full rate.
+//! `cargo xtask soak local`: ten minutes at full rate, twenty swarms, and more events than the log keeps.
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
 use std::time::Duration;
 
 use clap::Parser;
-use drover_e2e::soak;
+use drover_e2e::soak::{self, Plan};
 
-/// Runs a swarm at full rate and watches what grows.
+/// Runs swarms at full rate and watches what grows.
 #[derive(Parser)]
 struct Args {
     /// Which proof; there is one
@@ -14,13 +14,23 @@ struct Args {
     name: String,
     #[arg(long, default_value_t = 600)]
     seconds: u64,
+    /// How long each swarm lives
+    #[arg(long, default_value_t = 30)]
+    swarm_seconds: u64,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     println!("{}: {} s at full rate", args.name, args.seconds);
-    let report = soak::run(Duration::from_secs(args.seconds), 1.0).await?;
+    let plan = Plan {
+        time: Duration::from_secs(args.seconds),
+        swarm_time: Duration::from_secs(args.swarm_seconds),
+        keep_events: 1_000_000,
+        growth_mib: 1.0,
+        growth_files: 4.0,
+    };
+    let report = soak::run(plan).await?;
     println!("{report:#?}");
     Ok(())
 }

@@ -1,61 +1,53 @@
 //! Picks a victim, makes sure that the moment is a bad one, and kills it.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
-use drover_mailbox::{Line, Mailbox, decode_line};
-use drover_proto::router::GetSwarmRequest;
+use anyhow::{bail, ensure};
 use drover_service::process::{self, ProcessId};
 use drover_testkit::cluster::signal;
-use drover_types::{Generation, NodeIndex, OutboxId, SwarmId};
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use rustix::process::Signal;
 
-use super::{Plan, Run, Swarm};
+use super::deck::{Card, When, deal};
+use super::disk::{Disk, Node};
+use super::{Place, Plan, Run};
 
-/// What was killed.
-#[derive(Debug, Default)]
-pub(crate) struct Kills {
-    pub(crate) by_kind: HashMap<&'static str, usize>,
-    pub(crate) between_append_and_commit: usize,
-    /// Kills of the worker or the agent of a node.
-    pub(crate) by_node: HashMap<(String, u32), usize>,
+/// One kill as it happened.
+#[derive(Debug, Clone)]
+pub(crate) struct Kill {
+    /// What was killed.
+    pub(crate) kind: &'static str,
+    /// Whose worker or agent it was.
+    pub(crate) node: Option<Place>,
+    /// Nodes with a turn in flight at that moment.
+    pub(crate) in_flight: usize,
+    /// Bytes of records appended while router or follower was held still, and committed by nobody.
+    pub(crate) uncommitted: u64,
+    /// Whether the node that was hit had a turn in flight.
+    pub(crate) own_turn: bool,
 }
 
 /// How long a victim may take to be there, and a bad moment to come.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a victim is held still until the moment is bad.
+const HOLD: Duration = Duration::from_secs(2);
+/// Between two looks at the files.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Kills as often as the plan says.
-pub(crate) async fn kill(plan: Plan, run: &Run) -> anyhow::Result<Kills> {
+pub(crate) async fn kill(plan: Plan, run: &Run) -> anyhow::Result<Vec<Kill>> {
     let mut rng = StdRng::seed_from_u64(plan.seed);
-    let mut kills = Kills::default();
+    let mut disk = run.disk()?;
+    let mut kills = Vec::new();
     let result = async {
-        for round in 0..plan.kills {
-            // Most kills go to the daemons: only a turn on a killed worker or agent may be lost, and few may.
-            let kind = match rng.random_range(0..100) {
-                0..35 => "router",
-                35..65 => "outbox-follower",
-                65..80 => "slurm-allocator",
-                80..90 => "worker",
-                _ => "codex",
-            };
-            let left = plan.kills - round;
-            let gap_wanted = kills.between_append_and_commit + left >= plan.gap_kills;
-            let gap = gap_wanted && matches!(kind, "router" | "outbox-follower");
-            one_kill(run, &mut rng, kind, gap, &mut kills).await?;
-            *kills.by_kind.entry(kind).or_default() += 1;
-            run.kills_done.store(round + 1, Ordering::Relaxed);
+        for card in deal(&plan, &mut rng) {
+            kills.push(one_kill(run, &mut disk, &mut rng, card, plan.forget).await?);
+            run.kills_done.store(kills.len(), Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..300))).await;
         }
-        ensure!(
-            kills.between_append_and_commit >= plan.gap_kills,
-            "only {} kills fell between append and commit",
-            kills.between_append_and_commit
-        );
         Ok(())
     }
     .await;
@@ -63,49 +55,121 @@ pub(crate) async fn kill(plan: Plan, run: &Run) -> anyhow::Result<Kills> {
     result.map(|()| kills)
 }
 
-async fn one_kill(run: &Run, rng: &mut StdRng, kind: &'static str, gap: bool, kills: &mut Kills) -> anyhow::Result<()> {
+async fn one_kill(run: &Run, disk: &mut Disk, rng: &mut StdRng, card: Card, forget: bool) -> anyhow::Result<Kill> {
     let deadline = Instant::now() + PATIENCE;
+    let mut attempts = 0;
     loop {
-        ensure!(Instant::now() < deadline, "no chance to kill {kind} within {PATIENCE:?}");
-        let Some((victim, node)) = victim(run, rng, kind).await else {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        // Held still while the moment is judged, so that it is still the moment when the victim dies.
-        if signal(victim.pid, Signal::STOP).is_err() {
-            continue;
+        let mut nodes = disk.look()?;
+        if forget && card.kind == "worker" {
+            nodes.retain(|node| disk.has_worked(&node.place));
         }
-        let judged = tokio::time::timeout(Duration::from_millis(400), bad_moment(run, gap)).await;
-        if let Ok(moment) = judged {
-            let moment = moment?;
-            ensure!(process::is_alive(&victim), "the victim was gone before it was killed");
-            signal(victim.pid, Signal::KILL).context("failed to kill")?;
-            kills.between_append_and_commit += usize::from(moment.uncommitted);
-            if let Some(node) = node {
-                *kills.by_node.entry(node).or_default() += 1;
+        let victim = victim(run, rng, card, &nodes);
+        // Prompts are for the moments at which somebody is there to be killed. On nodes somebody always is.
+        let waits = victim.is_some() || matches!(card.when, When::Busy | When::Idle);
+        run.wanted.store(waits, Ordering::Relaxed);
+        if let Some((victim, node)) = victim
+            && nodes.iter().any(|node| node.busy)
+        {
+            attempts += 1;
+            if let Some(kill) = strike(disk, card, victim, node, forget).await? {
+                run.wanted.store(false, Ordering::Relaxed);
+                return Ok(kill);
             }
-            return Ok(());
         }
-        // A follower that is held most of the time delivers nothing, and then no turn is ever in flight: let it work.
-        let _ = signal(victim.pid, Signal::CONT);
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        if Instant::now() > deadline {
+            bail!("no chance for {card:?} within {PATIENCE:?}: held {attempts} times, nodes {nodes:#?}");
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
-/// A living process of the kind, and whose node it serves.
-async fn victim(run: &Run, rng: &mut StdRng, kind: &str) -> Option<(ProcessId, Option<(String, u32)>)> {
-    if kind != "worker" && kind != "codex" {
-        return run.cluster.daemon(kind).map(|id| (id, None));
+/// A living process for this card, and whose node it serves.
+fn victim(run: &Run, rng: &mut StdRng, card: Card, nodes: &[Node]) -> Option<(ProcessId, Option<Place>)> {
+    if !matches!(card.when, When::Busy | When::Idle) {
+        return run.cluster.daemon(card.kind).filter(process::is_alive).map(|id| (id, None));
     }
-    let with_agent: Vec<&Swarm> =
-        run.swarms.iter().filter(|swarm| kind == "worker" || swarm.agent == "codex").collect();
-    let swarm = with_agent[rng.random_range(0..with_agent.len())];
-    let node = rng.random_range(0..swarm.nodes);
-    let answer = run.cluster.router().get_swarm(GetSwarmRequest { swarm_id: swarm.id.clone() }).await.ok()?;
-    let pid = answer.into_inner().swarm?.nodes.get(node as usize)?.pid;
-    let worker = process::of(pid).filter(|_| pid != 0)?;
-    let victim = if kind == "worker" { worker } else { agent_of(pid)? };
-    Some((victim, Some((swarm.id.clone(), node))))
+    let fits = |node: &&Node| suits(node, card.when) && (card.kind == "worker" || run.agent(&node.place) == "codex");
+    let fitting: Vec<&Node> = nodes.iter().filter(fits).collect();
+    let node = fitting.choose(rng)?;
+    let victim = if card.kind == "worker" { node.worker } else { agent_of(node.worker.pid)? };
+    Some((victim, Some(node.place.clone())))
+}
+
+/// Whether now is the moment to hit this node.
+fn suits(node: &Node, when: When) -> bool {
+    match when {
+        When::Busy => node.busy,
+        When::Idle => node.idle,
+        When::Any | When::Gap => true,
+    }
+}
+
+/// Holds the victim still, so that a bad moment stays one until it is dead, and kills it when the moment is bad. None when
+/// the moment has passed; then the victim goes on.
+async fn strike(
+    disk: &mut Disk,
+    card: Card,
+    victim: ProcessId,
+    place: Option<Place>,
+    forget: bool,
+) -> anyhow::Result<Option<Kill>> {
+    if signal(victim.pid, Signal::STOP).is_err() {
+        return Ok(None);
+    }
+    let deadline = Instant::now() + HOLD;
+    let mut struck = None;
+    if stopped(&victim, deadline).await {
+        disk.look()?;
+        // Whatever is appended from here on passes neither router nor follower when that is the victim.
+        let before = disk.appended();
+        while Instant::now() < deadline {
+            let nodes = disk.look()?;
+            let in_flight = nodes.iter().filter(|node| node.busy).count();
+            let own = nodes.iter().find(|node| Some(&node.place) == place.as_ref());
+            let own_turn = own.is_some_and(|node| node.busy);
+            if in_flight == 0 || place.is_some() && !own.is_some_and(|node| suits(node, card.when)) {
+                break;
+            }
+            let pipe = matches!(card.kind, "router" | "outbox-follower");
+            // A router that is held in the middle of a commit may not let anybody read; that is no reason to give up.
+            let uncommitted = if pipe { disk.uncommitted_since(&before).unwrap_or(0) } else { 0 };
+            if card.when != When::Gap || uncommitted > 0 {
+                struck = Some(Kill { kind: card.kind, node: place, in_flight, uncommitted, own_turn });
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    if let Some(kill) = &struck {
+        if forget
+            && kill.kind == "worker"
+            && let Some(place) = &kill.node
+        {
+            disk.forget(place)?;
+        }
+        ensure!(process::is_alive(&victim), "the victim was gone before it was killed");
+        signal(victim.pid, Signal::KILL)?;
+    } else {
+        let _ = signal(victim.pid, Signal::CONT);
+    }
+    Ok(struck)
+}
+
+/// Waits until no thread of it runs any more.
+async fn stopped(victim: &ProcessId, deadline: Instant) -> bool {
+    while process::is_alive(victim) && Instant::now() < deadline {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", victim.pid)).into_iter().flatten();
+        let running = threads.filter_map(Result::ok).any(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            let state = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_ascii_whitespace().next());
+            !matches!(state, Some("T" | "t") | None)
+        });
+        if !running {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    false
 }
 
 /// The agent program below a worker.
@@ -117,81 +181,4 @@ fn agent_of(worker: u32) -> Option<ProcessId> {
     children
         .filter_map(process::of)
         .find(|child| process::program(child.pid).is_some_and(|name| name.starts_with("fake-app")))
-}
-
-struct Moment {
-    uncommitted: bool,
-}
-
-/// Waits until a turn is in flight and, when asked, records wait that the router has not committed.
-async fn bad_moment(run: &Run, gap: bool) -> anyhow::Result<Moment> {
-    loop {
-        let state = disk_state(run)?;
-        if state.turns_in_flight > 0 && (!gap || state.uncommitted > 0) {
-            return Ok(Moment { uncommitted: state.uncommitted > 0 });
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-struct DiskState {
-    turns_in_flight: i64,
-    uncommitted: u64,
-}
-
-/// What the files say: turns begun and not ended, and bytes behind the cursors in the router's database.
-fn disk_state(run: &Run) -> anyhow::Result<DiskState> {
-    let mailbox = Mailbox::new(run.cluster.state().path().join("mailbox"));
-    let cursors = committed_cursors(&run.cluster.state().path().join("router/router.sqlite"))?;
-    let mut state = DiskState { turns_in_flight: 0, uncommitted: 0 };
-    for swarm in &run.swarms {
-        let swarm_id: SwarmId = swarm.id.parse()?;
-        for node in (0..swarm.nodes).map(NodeIndex) {
-            for generation in mailbox.generations(&swarm_id, node)? {
-                let outbox = OutboxId { swarm: swarm_id.clone(), node, generation };
-                let newest = mailbox.generations(&swarm_id, node)?.last() == Some(&generation);
-                let (appended, open) = read_outbox(&mailbox.outbox_dir(&outbox), newest)?;
-                let committed = cursors.get(&key(&swarm.id, node, generation)).copied().unwrap_or(0);
-                state.uncommitted += appended.saturating_sub(committed);
-                state.turns_in_flight += open;
-            }
-        }
-    }
-    Ok(state)
-}
-
-fn key(swarm: &str, node: NodeIndex, generation: Generation) -> String {
-    format!("{swarm}/{node}/{generation}")
-}
-
-/// Bytes in an outbox (it never fills a segment here), and turns begun and not ended in it.
-fn read_outbox(dir: &Path, count_turns: bool) -> anyhow::Result<(u64, i64)> {
-    let path: PathBuf = dir.join("00000001.jsonl");
-    let Ok(bytes) = std::fs::read(&path) else { return Ok((0, 0)) };
-    if dir.join("00000002.jsonl").exists() {
-        bail!("{} was rotated; this proof counts on one segment", dir.display());
-    }
-    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-    let mut open = 0;
-    if count_turns {
-        for line in bytes[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-            if let Ok(Line::Record(record)) = decode_line(line) {
-                open += i64::from(record.kind == "turn_started") - i64::from(record.kind == "turn_complete");
-            }
-        }
-    }
-    Ok((whole as u64, open.max(0)))
-}
-
-/// The router's committed cursors, read as any other program would read its database.
-fn committed_cursors(database: &Path) -> anyhow::Result<HashMap<String, u64>> {
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = rusqlite::Connection::open_with_flags(database, flags)?;
-    let mut query = connection
-        .prepare("SELECT swarms.id, node, generation, offset FROM streams JOIN swarms ON swarms.key = streams.swarm")?;
-    let rows = query.query_map([], |row| {
-        let (swarm, node, generation): (String, u32, u32) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        Ok((key(&swarm, NodeIndex(node), Generation(generation)), row.get::<_, i64>(3)?.unsigned_abs()))
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
 }

@@ -2,23 +2,34 @@
 //!
 //! The judge is not drover: it is the agent programs' own ledgers of the prompts they carried out, and the files on disk
 //! at the moment of each kill.
+//!
+//! Two parties share the run. The killer looks at the files until a turn is in flight, holds its victim still, makes sure
+//! that the moment is the one that it wants, and kills. The sender sees to it that there is such a moment: while somebody is
+//! to be killed about half of the nodes are at work, on turns that say something new every few hundredths of a second.
 
+mod deck;
+mod disk;
 mod judge;
 mod killer;
+mod sender;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use drover_proto::common::LaunchSpec;
+use drover_proto::router::LaunchSwarmRequest;
 use drover_proto::router::launch_swarm_response::Step;
-use drover_proto::router::{InjectRequest, LaunchSwarmRequest};
 use drover_testkit::cluster::{Cluster, RouterClient, program};
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
 
+use self::disk::Disk;
 use crate::subscriber::Subscriber;
+
+/// What is killed.
+const KINDS: [&str; 5] = ["router", "outbox-follower", "slurm-allocator", "worker", "codex"];
+/// At most this share of the prompts may fail.
+const MAY_FAIL: f64 = 0.03;
 
 /// How much to do.
 #[derive(Debug, Clone, Copy)]
@@ -33,15 +44,21 @@ pub struct Plan {
     pub nodes: u32,
     /// How many kills must hit between a worker's append and the commit of the router's cursor.
     pub gap_kills: usize,
+    /// Breaks drover on purpose: the worker that comes after a killed one finds no journal. The proof must fail then.
+    pub forget: bool,
 }
 
 /// What was seen.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Kills by what was killed.
-    pub kills: HashMap<&'static str, usize>,
-    /// Kills between append and commit.
+    pub kills: BTreeMap<&'static str, usize>,
+    /// Kills of router or follower between append and commit.
     pub gap_kills: usize,
+    /// Kills of a worker or an agent in a turn of its own.
+    pub own_turn_kills: usize,
+    /// Fewest nodes with a turn in flight at a kill.
+    pub fewest_in_flight: usize,
     /// Prompts that ended well.
     pub completed: usize,
     /// Prompts that failed, each with its reason.
@@ -58,13 +75,20 @@ pub struct Report {
     pub took: Duration,
 }
 
+/// A node of a swarm.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Place {
+    pub(crate) swarm: String,
+    pub(crate) node: u32,
+}
+
 /// One prompt on its way.
 #[derive(Debug, Clone)]
 pub(crate) struct Sent {
     pub(crate) injection_id: String,
-    pub(crate) prompt: String,
-    pub(crate) swarm: String,
-    pub(crate) node: u32,
+    /// Its first line, by which the ledgers know it.
+    pub(crate) name: String,
+    pub(crate) place: Place,
 }
 
 /// What the parts share while it runs.
@@ -72,8 +96,22 @@ pub(crate) struct Run {
     pub(crate) cluster: Cluster,
     pub(crate) swarms: Vec<Swarm>,
     pub(crate) kills_done: AtomicUsize,
+    /// Somebody is there to be killed, as soon as turns are in flight.
+    pub(crate) wanted: AtomicBool,
     pub(crate) over: AtomicBool,
     pub(crate) unanswered: AtomicUsize,
+}
+
+impl Run {
+    /// A fresh reader of the files.
+    pub(crate) fn disk(&self) -> anyhow::Result<Disk> {
+        Disk::new(self.cluster.state().path(), &self.swarms)
+    }
+
+    /// The agent of a node.
+    pub(crate) fn agent(&self, place: &Place) -> &'static str {
+        self.swarms.iter().find(|swarm| swarm.id == place.swarm).map_or("", |swarm| swarm.agent)
+    }
 }
 
 /// A swarm under test.
@@ -82,6 +120,13 @@ pub(crate) struct Swarm {
     pub(crate) id: String,
     pub(crate) agent: &'static str,
     pub(crate) nodes: u32,
+}
+
+impl Swarm {
+    /// Its nodes.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> {
+        (0..self.nodes).map(|node| Place { swarm: self.id.clone(), node })
+    }
 }
 
 /// Runs the plan and judges it; an error is a violation.
@@ -103,14 +148,15 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
         cluster,
         swarms,
         kills_done: AtomicUsize::new(0),
+        wanted: AtomicBool::new(false),
         over: AtomicBool::new(false),
         unanswered: AtomicUsize::new(0),
     };
     let subscriber = Subscriber::start(run.cluster.router());
 
     let result = async {
-        let (sent, kills) = tokio::try_join!(drive(plan, &run, &subscriber), killer::kill(plan, &run))?;
-        judge::judge(plan, &run, &subscriber, &sent, kills).await
+        let (sent, kills) = tokio::try_join!(sender::drive(plan, &run, &subscriber), killer::kill(plan, &run))?;
+        judge::judge(&plan, &run, &subscriber, &sent, &kills).await
     }
     .await;
     match result {
@@ -121,8 +167,14 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
         }
         Err(error) => {
             let unanswered = run.unanswered.load(Ordering::Relaxed);
-            let (logs, kept) = (run.cluster.logs(), run.cluster.keep());
-            Err(error.context(format!("seed {}, {unanswered} calls unanswered, kept {kept}\n{logs}", plan.seed)))
+            let kills = run.kills_done.load(Ordering::Relaxed);
+            let logs = run.cluster.logs();
+            // A run that was broken on purpose is of no interest to anybody.
+            let kept = if plan.forget { "nothing".to_owned() } else { run.cluster.keep() };
+            let seed = plan.seed;
+            Err(error.context(format!(
+                "seed {seed}, {kills} kills done, {unanswered} calls unanswered, kept {kept}\n{logs}"
+            )))
         }
     }
 }
@@ -138,96 +190,4 @@ pub(crate) async fn launch(router: &mut RouterClient, agent: &str, nodes: u32) -
         }
     }
     bail!("the launch ended without a swarm")
-}
-
-/// Sends the prompts, spread over the time that the kills take, and waits until each has ended.
-async fn drive(plan: Plan, run: &Run, subscriber: &Subscriber) -> anyhow::Result<Vec<Sent>> {
-    let mut rng = StdRng::seed_from_u64(plan.seed ^ 0xD21E);
-    let places: Vec<(String, u32)> =
-        run.swarms.iter().flat_map(|swarm| (0..swarm.nodes).map(|node| (swarm.id.clone(), node))).collect();
-    let mut sent: Vec<Sent> = Vec::new();
-    for index in 0..plan.injections {
-        // In step with the kills, with a head start, so that turns are under way at every kill.
-        let due = |kills: usize| (kills + 1) * plan.injections / plan.kills.max(1) + places.len();
-        while index >= due(run.kills_done.load(Ordering::Relaxed)) && !run.over.load(Ordering::Relaxed) {
-            // The next kill waits for a turn in flight, so there must always be one.
-            if !any_open(subscriber, &sent[sent.len().saturating_sub(places.len() * 4)..]) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let (swarm, node) = places[rng.random_range(0..places.len())].clone();
-        let prompt = format!(
-            "chaos-{}-{index}\n@echo delay={}ms\n@mock delay={}ms deltas=3",
-            plan.seed,
-            rng.random_range(20..900),
-            rng.random_range(5..300)
-        );
-        let injection_id = inject(run, &swarm, node, &prompt, &format!("chaos-{}-{index}", plan.seed)).await?;
-        sent.push(Sent { injection_id, prompt, swarm, node });
-    }
-    let limit = Duration::from_mins(2);
-    let all_ended = subscriber
-        .wait(limit, |view| {
-            run.over.load(Ordering::Relaxed)
-                && sent
-                    .iter()
-                    .all(|sent| view.injections.get(&sent.injection_id).is_some_and(|seen| seen.outcome.is_some()))
-        })
-        .await;
-    if !all_ended {
-        let view = subscriber.view();
-        let open: Vec<_> = sent
-            .iter()
-            .filter(|sent| view.injections.get(&sent.injection_id).is_none_or(|seen| seen.outcome.is_none()))
-            .map(|sent| {
-                format!(
-                    "{} on {}/{}: {:?}",
-                    sent.injection_id,
-                    sent.swarm,
-                    sent.node,
-                    view.injections.get(&sent.injection_id)
-                )
-            })
-            .collect();
-        bail!("{} prompts have not ended:\n{}", open.len(), open.join("\n"));
-    }
-    Ok(sent)
-}
-
-/// Whether one of these has not ended yet.
-fn any_open(subscriber: &Subscriber, sent: &[Sent]) -> bool {
-    let view = subscriber.view();
-    sent.iter().any(|sent| view.injections.get(&sent.injection_id).is_none_or(|seen| seen.outcome.is_none()))
-}
-
-/// How long a router that runs may leave an inject without an answer before it is asked again.
-const PATIENT: Duration = Duration::from_secs(20);
-
-/// Sends one prompt, again with the same request id until the router has taken it.
-async fn inject(run: &Run, swarm: &str, node: u32, content: &str, request_id: &str) -> anyhow::Result<String> {
-    let deadline = Instant::now() + Duration::from_mins(1);
-    let mut router = run.cluster.router();
-    let request = InjectRequest {
-        request_id: request_id.to_owned(),
-        swarm_id: swarm.to_owned(),
-        nodes: vec![node],
-        content: content.to_owned(),
-        ..Default::default()
-    };
-    loop {
-        let tried = async {
-            let mut steps = router.inject(request.clone()).await?.into_inner();
-            steps.message().await?.context("no answer").map_err(|error| tonic::Status::unavailable(error.to_string()))
-        };
-        let Ok(tried) = tokio::time::timeout(PATIENT, tried).await else {
-            run.unanswered.fetch_add(1, Ordering::Relaxed);
-            continue;
-        };
-        match tried {
-            Ok(step) => return Ok(step.injection_id),
-            Err(status) if Instant::now() > deadline => bail!("{request_id} was not taken: {status}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    }
 }

@@ -143,8 +143,8 @@ impl WebBackend {
 pub struct OpenClaw {
     /// Swarms that anybody launched.
     pub launched: Vec<String>,
-    /// Text that anybody's agents said.
-    pub said: String,
+    /// What anybody's agents said, by swarm and node: their pieces come in any order among each other.
+    pub said: BTreeMap<(String, u64), String>,
     /// Turns that ended.
     pub turns: usize,
     /// Rejections seen.
@@ -172,7 +172,10 @@ impl OpenClaw {
         let text = |key: &str| data[key].as_str().unwrap_or_default().to_owned();
         match message["event"].as_str().unwrap_or_default() {
             "swarm_launched" => self.launched.push(text("swarm_id")),
-            "assistant_delta" => self.said.push_str(&text("content")),
+            "assistant_delta" => {
+                let node = (text("swarm_id"), data["node_id"].as_u64().unwrap_or_default());
+                self.said.entry(node).or_default().push_str(&text("content"));
+            }
             "turn_complete" => self.turns += 1,
             "command_rejected" => self.rejections.push(text("reason")),
             _ => {}

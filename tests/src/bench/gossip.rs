@@ -1,0 +1,222 @@
+//! Membership beside Debian's serf: real processes, one network namespace each, in turn on the same machine and at the same nominal
+//! timings. Both encrypt; ours carries load scores besides.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use drover_testkit::netns::{Lab, StopCycle, usable};
+use rand::seq::IndexedRandom as _;
+
+use super::figures::{Figure, Goal};
+use crate::gossip::nodes::{Contender, Nodes};
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Nodes.
+    pub nodes: usize,
+    /// Joins of all nodes.
+    pub joins: usize,
+    /// Processes killed.
+    pub kills: usize,
+    /// How long traffic is counted while nothing happens.
+    pub idle: Duration,
+    /// How long false verdicts are counted under each fault.
+    pub soak: Duration,
+    /// Shares of UDP datagrams lost, in percent.
+    pub losses: &'static [u32],
+    /// Nodes that are stopped for 3 s of every 3.5 s.
+    pub stopped: usize,
+}
+
+impl Plan {
+    /// What the figures of `docs/benchmarks.md` were measured with; it takes more than an hour.
+    pub const FULL: Self = Self {
+        nodes: 30,
+        joins: 100,
+        kills: 40,
+        idle: Duration::from_mins(1),
+        soak: Duration::from_mins(10),
+        losses: &[10, 25, 40],
+        stopped: 6,
+    };
+    /// To see that it works.
+    pub const SHORT: Self = Self {
+        nodes: 6,
+        joins: 1,
+        kills: 1,
+        idle: Duration::from_secs(3),
+        soak: Duration::from_secs(6),
+        losses: &[25],
+        stopped: 1,
+    };
+}
+
+/// Programs that the laboratory of this benchmark needs.
+pub const TOOLS: [&str; 2] = ["nft", "serf"];
+
+const BOTH: [Contender; 2] = [Contender::Ours, Contender::Serf];
+
+/// How long serf may take for a join before it counts as that: it was seen to need a minute.
+const JOIN_LIMIT: Duration = Duration::from_secs(90);
+
+/// Runs the plan.
+pub async fn run(plan: Plan) -> anyhow::Result<Vec<Figure>> {
+    usable(&TOOLS).map_err(anyhow::Error::msg)?;
+    tokio::task::spawn_blocking(move || measure(plan)).await.context("the benchmark panicked")?
+}
+
+/// What one contender came to.
+#[derive(Default)]
+struct Seen {
+    joins: Vec<f64>,
+    kills: Vec<f64>,
+    bytes: f64,
+    packets: f64,
+    resident: f64,
+}
+
+fn measure(plan: Plan) -> anyhow::Result<Vec<Figure>> {
+    let mut seen = [Seen::default(), Seen::default()];
+    let kills_each = 5.min(plan.kills);
+    for round in 0..plan.joins.max(1) {
+        for (contender, seen) in BOTH.into_iter().zip(&mut seen) {
+            let lab = Lab::new(&[plan.nodes])?;
+            let mut nodes = Nodes::prepare(contender, &lab)?;
+            let last = nodes.start_all()?;
+            let joined = nodes.all_joined(JOIN_LIMIT)?;
+            seen.joins.push(joined.saturating_duration_since(last).as_secs_f64());
+            if round == 0 {
+                idle(plan, &nodes, seen)?;
+            }
+            // Spread over the run, so that both meet the same moods of the machine.
+            if seen.kills.len() < plan.kills * (round + 1) / plan.joins.max(1) {
+                for _ in 0..kills_each {
+                    kill(&mut nodes, seen)?;
+                }
+            }
+        }
+    }
+    let mut figures = summary(plan, &seen);
+    for loss in plan.losses {
+        let name = format!("false verdicts in {} s at {loss} % loss of UDP", plan.soak.as_secs());
+        figures.push(soak(plan, &name, |nodes| {
+            (0..nodes.len()).try_for_each(|index| nodes.host(index).lose_udp(*loss))?;
+            Ok(None)
+        })?);
+    }
+    let name = format!(
+        "false verdicts in {} s, {} of {} nodes stopped 3 s of every 3.5 s",
+        plan.soak.as_secs(),
+        plan.stopped,
+        plan.nodes
+    );
+    figures.push(soak(plan, &name, |nodes| {
+        let pids = nodes.pids(&(1..=plan.stopped).collect::<Vec<_>>());
+        Ok(Some(StopCycle::start(pids, Duration::from_secs(3), Duration::from_millis(500))))
+    })?);
+    Ok(figures)
+}
+
+/// Traffic and memory while nothing happens.
+fn idle(plan: Plan, nodes: &Nodes, seen: &mut Seen) -> anyhow::Result<()> {
+    // The news of the join has to die down first.
+    std::thread::sleep(Duration::from_secs(5));
+    let count = || -> anyhow::Result<(u64, u64)> {
+        let mut sum = (0, 0);
+        for index in 0..nodes.len() {
+            let counters = nodes.host(index).counters()?;
+            sum = (sum.0 + counters.tx_bytes, sum.1 + counters.tx_packets);
+        }
+        Ok(sum)
+    };
+    let (begun, before) = (Instant::now(), count()?);
+    std::thread::sleep(plan.idle);
+    let (after, node_seconds) = (count()?, begun.elapsed().as_secs_f64() * nodes.len() as f64);
+    seen.bytes = (after.0 - before.0) as f64 / node_seconds;
+    seen.packets = (after.1 - before.1) as f64 / node_seconds;
+    for index in nodes.running() {
+        seen.resident = seen.resident.max(nodes.program(index)?.resident_mib()?);
+    }
+    Ok(())
+}
+
+/// Kills one node, measures until all others know, and brings it back.
+fn kill(nodes: &mut Nodes, seen: &mut Seen) -> anyhow::Result<()> {
+    let choices: Vec<usize> = (1..nodes.len()).collect();
+    let victim = *choices.choose(&mut rand::rng()).context("one node alone")?;
+    let when = nodes.kill(victim)?;
+    seen.kills.push(nodes.all_know_gone(victim, when, Duration::from_mins(1))?.as_secs_f64());
+    let back = nodes.start(victim, 0)?;
+    nodes.all_see_back(victim, back, JOIN_LIMIT)?;
+    // Probes of the next victim's neighbours are to be at any phase.
+    std::thread::sleep(Duration::from_millis(rand::random_range(500..1500)));
+    Ok(())
+}
+
+/// Verdicts under a fault, of both at the same time.
+fn soak(plan: Plan, name: &str, fault: impl Fn(&Nodes) -> anyhow::Result<Option<StopCycle>>) -> anyhow::Result<Figure> {
+    let mut all = Vec::new();
+    for contender in BOTH {
+        let lab = Lab::new(&[plan.nodes])?;
+        let mut nodes = Nodes::prepare(contender, &lab)?;
+        nodes.start_all()?;
+        nodes.all_joined(JOIN_LIMIT)?;
+        all.push((nodes, lab));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let since = Instant::now();
+    let faults = all.iter().map(|(nodes, _)| fault(nodes)).collect::<anyhow::Result<Vec<_>>>()?;
+    std::thread::sleep(plan.soak);
+    let verdicts: Vec<usize> = all.iter().map(|(nodes, _)| nodes.verdicts(since)).collect();
+    drop(faults);
+    let [ours, serf] = verdicts[..] else { bail!("two contenders, not {}", verdicts.len()) };
+    let name = format!("{name} (serf: {serf})");
+    Ok(Figure { name, ours: ours as f64, ideal: None, unit: "", goal: Goal::Below(1.0) })
+}
+
+fn summary(plan: Plan, seen: &[Seen; 2]) -> Vec<Figure> {
+    let [ours, serf] = seen;
+    let figure = |name: String, unit: &'static str, goal: Goal, of: &dyn Fn(&Seen) -> f64| Figure {
+        name,
+        ours: of(ours),
+        ideal: Some(of(serf)),
+        unit,
+        goal,
+    };
+    let nodes = plan.nodes;
+    let join = format!("join of {nodes}, {} runs, from the last start until all know all", ours.joins.len());
+    let kill = format!("kill -9 of one of {nodes}, {} times, until all others know", ours.kills.len());
+    vec![
+        figure(format!("{join}: median"), "s", Goal::Below(0.5), &|seen| quantile(&seen.joins, 0.5)),
+        figure(format!("{join}: p95"), "s", Goal::Shown, &|seen| quantile(&seen.joins, 0.95)),
+        figure(format!("{join}: worst"), "s", Goal::Below(2.0), &|seen| quantile(&seen.joins, 1.0)),
+        figure(format!("{kill}: mean"), "s", Goal::Below(4.5), &|seen| mean(&seen.kills)),
+        figure(format!("{kill}: worst"), "s", Goal::Below(9.0), &|seen| quantile(&seen.kills, 1.0)),
+        Figure {
+            name: format!("kills that took more than 6 s (serf: {})", late(serf)),
+            ours: late(ours) as f64,
+            ideal: None,
+            unit: "",
+            goal: Goal::Below(4.5),
+        },
+        figure("idle traffic, all headers".to_owned(), "B/node/s", Goal::Below(250.0), &|seen| seen.bytes),
+        figure("idle packets".to_owned(), "/node/s", Goal::Shown, &|seen| seen.packets),
+        figure("resident memory, the largest of all nodes".to_owned(), "MiB", Goal::Below(8.0), &|seen| seen.resident),
+    ]
+}
+
+fn late(seen: &Seen) -> usize {
+    seen.kills.iter().filter(|time| **time > 6.0).count()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+fn quantile(values: &[f64], quantile: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let index = ((values.len() as f64 * quantile).ceil() as usize).clamp(1, values.len().max(1)) - 1;
+    values.get(index).copied().unwrap_or(0.0)
+}
