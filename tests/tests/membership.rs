@@ -184,12 +184,14 @@ async fn what_happens_to_a_node_is_told_once() {
         if told.len() > 1 { Ok(told) } else { Err(format!("{told:?}")) }
     });
     signal(stopped.pid, Signal::CONT).unwrap();
-    assert_eq!(seen[1], "NodeSuspect");
+    // When it was the one that led, the next leader may find it gone already.
+    assert!(["NodeSuspect", "NodeLeft"].contains(&seen[1].as_str()), "{seen:?}");
     all_alive(&cluster, &[(&swarm, 4)]);
     let after = told_of(&cluster, &swarm, 2);
     assert!(
         after == ["NodeJoined", "NodeSuspect", "NodeAlive"]
-            || after == ["NodeJoined", "NodeSuspect", "NodeLeft", "NodeJoined"],
+            || after == ["NodeJoined", "NodeSuspect", "NodeLeft", "NodeJoined"]
+            || after == ["NodeJoined", "NodeLeft", "NodeJoined"],
         "{after:?}"
     );
 
