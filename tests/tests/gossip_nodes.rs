@@ -96,7 +96,7 @@ async fn the_benchmark_beside_serf() {
     if let Err(why) = usable(&gossip::TOOLS) {
         return skip(&this_test(), &why);
     }
-    let figures = gossip::run(gossip::Plan::SHORT).await.unwrap();
+    let figures = gossip::run(gossip::Plan::SHORT, gossip::Part::ALL).await.unwrap();
     print!("{}", drover_e2e::bench::figures::table(&figures));
     assert!(figures.iter().all(|figure| figure.ours.is_finite() && figure.ours >= 0.0), "{figures:?}");
     assert!(figures.iter().filter(|figure| figure.name.starts_with("false")).all(|figure| figure.ours == 0.0));

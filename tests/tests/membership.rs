@@ -80,10 +80,17 @@ fn told_of(cluster: &Cluster, swarm: &str, node: u32) -> Vec<String> {
     told(cluster, swarm).into_iter().filter(of_node).map(|line| line.split(' ').next().unwrap().to_owned()).collect()
 }
 
-/// Waits until exactly this was told of a node, and then a while, in which nothing of it may come again.
+/// How a node came and went. A suspicion in between is left out: whether there is one before a node is found gone, or found
+/// well, depends on how busy the machine is.
+fn comings_and_goings(cluster: &Cluster, swarm: &str, node: u32) -> Vec<String> {
+    let came_or_went = |what: &String| ["NodeJoined", "NodeLeft"].contains(&what.as_str());
+    told_of(cluster, swarm, node).into_iter().filter(came_or_went).collect()
+}
+
+/// Waits until exactly these comings and goings of a node were told.
 fn told_once(cluster: &Cluster, swarm: &str, node: u32, wanted: &[&str]) {
     until(&format!("node {node} is told of"), || {
-        let seen = told_of(cluster, swarm, node);
+        let seen = comings_and_goings(cluster, swarm, node);
         if seen == wanted { Ok(()) } else { Err(format!("{seen:?}")) }
     });
 }
@@ -142,6 +149,7 @@ async fn nodes_are_members_by_themselves_and_go_with_their_swarm() {
     let all = status["nodes"].as_array().unwrap();
     assert!(all.iter().all(|node| node["membership"]["state"] == "alive"), "{status}");
     let mut joined = told(&cluster, &swarm);
+    joined.retain(|line| line.starts_with("NodeJoined") || line.starts_with("NodeLeft"));
     joined.sort();
     assert_eq!(joined, ["NodeJoined 0", "NodeJoined 1", "NodeJoined 2", "NodeJoined 3"]);
 
@@ -176,24 +184,25 @@ async fn what_happens_to_a_node_is_told_once() {
     assert_ne!(daemon_of(&cluster, &swarm, 1), before);
     assert_eq!(worker_of(&cluster, &swarm, 1).1, 1, "the worker goes on");
 
-    // Its daemon stands still and goes on: it was suspect.
+    // Its daemon stands still and goes on: it was suspect. When it was the one that led, the next leader may find it gone
+    // already; when the machine is slow, so may anybody.
     let stopped = daemon_of(&cluster, &swarm, 2);
+    let led = reporter(&cluster).await.0 == format!("{swarm}/2");
+    let known = told_of(&cluster, &swarm, 2).len();
+    let since = || told_of(&cluster, &swarm, 2).split_off(known);
     signal(stopped.pid, Signal::STOP).unwrap();
-    let seen = until("the silent node is suspect", || {
-        let told = told_of(&cluster, &swarm, 2);
-        if told.len() > 1 { Ok(told) } else { Err(format!("{told:?}")) }
+    until("the silent node is told of", || {
+        if since().is_empty() { Err("nothing") } else { Ok(()) }.map_err(str::to_owned)
     });
     signal(stopped.pid, Signal::CONT).unwrap();
-    // When it was the one that led, the next leader may find it gone already.
-    assert!(["NodeSuspect", "NodeLeft"].contains(&seen[1].as_str()), "{seen:?}");
     all_alive(&cluster, &[(&swarm, 4)]);
-    let after = told_of(&cluster, &swarm, 2);
-    assert!(
-        after == ["NodeJoined", "NodeSuspect", "NodeAlive"]
-            || after == ["NodeJoined", "NodeSuspect", "NodeLeft", "NodeJoined"]
-            || after == ["NodeJoined", "NodeLeft", "NodeJoined"],
-        "{after:?}"
-    );
+    until("what was told ends with a node that is there", || {
+        let seen = since();
+        let well = seen == ["NodeSuspect", "NodeAlive"]
+            || seen == ["NodeSuspect", "NodeLeft", "NodeJoined"]
+            || (led && seen == ["NodeLeft", "NodeJoined"]);
+        if well { Ok(()) } else { Err(format!("led: {led}, {seen:?}")) }
+    });
 
     // Its worker dies: the daemon goes with it, and both come back as the next generation.
     let (orphan, (pid, generation)) = (daemon_of(&cluster, &swarm, 3), worker_of(&cluster, &swarm, 3));
@@ -203,7 +212,7 @@ async fn what_happens_to_a_node_is_told_once() {
     assert!(!process::is_alive(&orphan), "the daemon of a dead worker stays");
     let again = members(&cluster).into_iter().find(|member| member["node_index"] == 3).unwrap();
     assert_eq!(again["labels"]["generation"], (generation + 1).to_string(), "{again}");
-    assert_eq!(told_of(&cluster, &swarm, 0), ["NodeJoined"], "nothing happened to this one");
+    assert_eq!(comings_and_goings(&cluster, &swarm, 0), ["NodeJoined"], "nothing happened to this one");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -243,7 +252,7 @@ async fn changes_survive_the_one_who_reports_them_and_a_deaf_login_side() {
     all_alive(&cluster, &[(&swarm, 5)]);
     for node in 0..5 {
         let expected = if [leader, other, third].contains(&node) { 3 } else { 1 };
-        let seen = told_of(&cluster, &swarm, node);
+        let seen = comings_and_goings(&cluster, &swarm, node);
         assert_eq!(seen.len(), expected, "node {node}: {seen:?}");
     }
 }
@@ -255,7 +264,7 @@ async fn two_swarms_are_one_cluster_and_end_each_for_itself() {
     all_alive(&cluster, &[(&one, 2), (&two, 2)]);
     must(ok(&cluster, &["terminate", &one]));
     all_alive(&cluster, &[(&two, 2)]);
-    assert_eq!(told_of(&cluster, &two, 0), ["NodeJoined"]);
+    assert_eq!(comings_and_goings(&cluster, &two, 0), ["NodeJoined"]);
     let of_two = must(json(&cluster, &["members", &two, "--json"]));
     assert_eq!(of_two.as_array().map(Vec::len), Some(2), "{of_two}");
 }
@@ -296,7 +305,7 @@ async fn keys_reach_every_node_before_they_are_used() {
     kill(daemon_of(&cluster, &swarm, 0));
     told_once(&cluster, &swarm, 0, &["NodeJoined", "NodeLeft", "NodeJoined"]);
     all_alive(&cluster, &[(&swarm, 3)]);
-    assert_eq!(told_of(&cluster, &swarm, 1), ["NodeJoined"]);
+    assert_eq!(comings_and_goings(&cluster, &swarm, 1), ["NodeJoined"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

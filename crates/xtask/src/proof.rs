@@ -13,7 +13,10 @@ const BENCHES: &[(&str, &str)] = &[
     ("waits", "from a record to its event, told by the system and found by polling"),
     ("inject", "one prompt to a thousand nodes"),
     ("idle", "processor and memory of a swarm that does nothing"),
-    ("gossip", "membership beside serf: join, detection, traffic, false verdicts; needs root and serf, takes an hour"),
+    ("gossip", "membership beside serf: join, detection, traffic, false verdicts; needs root and serf, takes two hours"),
+    ("gossip-speed", "its first part: joins, kills, traffic and memory"),
+    ("gossip-verdicts", "its second part: false verdicts under loss and stops"),
+    ("gossip-regions", "its third part: detection in one of two regions"),
 ];
 
 /// Kill proofs that exist: name, program, what it does.
@@ -67,7 +70,7 @@ fn known(chore: &str, name: &str, list: &[(&str, &str)]) -> anyhow::Result<()> {
     if list.is_empty() {
         bail!("there is no {chore} {name:?}; there is none at all yet");
     }
-    let lines: Vec<String> = list.iter().map(|(name, about)| format!("  {name:<10} {about}")).collect();
+    let lines: Vec<String> = list.iter().map(|(name, about)| format!("  {name:<16} {about}")).collect();
     bail!("there is no {chore} {name:?}; there are:\n{}", lines.join("\n"))
 }
 

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use drover_testkit::netns::{Lab, StopCycle, usable};
+use drover_testkit::netns::{Lab, StopCycle, Wan, usable};
 use rand::seq::IndexedRandom as _;
 
 use super::figures::{Figure, Goal};
@@ -27,6 +27,26 @@ pub struct Plan {
     pub losses: &'static [u32],
     /// Nodes that are stopped for 3 s of every 3.5 s.
     pub stopped: usize,
+    /// Nodes of one region, and of the other.
+    pub region: usize,
+    /// Processes killed in each of a region alone and one beside another.
+    pub region_kills: usize,
+}
+
+/// A part of the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Joins, kills, traffic and memory, in turn with serf.
+    Speed,
+    /// False verdicts under loss and stops, beside serf.
+    Verdicts,
+    /// Detection inside a region beside another one, over a slow and lossy link.
+    Regions,
+}
+
+impl Part {
+    /// All of them, in the order in which they run.
+    pub const ALL: &[Self] = &[Self::Speed, Self::Verdicts, Self::Regions];
 }
 
 impl Plan {
@@ -39,6 +59,8 @@ impl Plan {
         soak: Duration::from_mins(10),
         losses: &[10, 25, 40],
         stopped: 6,
+        region: 10,
+        region_kills: 40,
     };
     /// To see that it works.
     pub const SHORT: Self = Self {
@@ -49,21 +71,34 @@ impl Plan {
         soak: Duration::from_secs(6),
         losses: &[25],
         stopped: 1,
+        region: 3,
+        region_kills: 1,
     };
 }
 
 /// Programs that the laboratory of this benchmark needs.
-pub const TOOLS: [&str; 2] = ["nft", "serf"];
+pub const TOOLS: [&str; 3] = ["nft", "serf", "python3"];
 
 const BOTH: [Contender; 2] = [Contender::Ours, Contender::Serf];
 
 /// How long serf may take for a join before it counts as that: it was seen to need a minute.
 const JOIN_LIMIT: Duration = Duration::from_secs(90);
 
-/// Runs the plan.
-pub async fn run(plan: Plan) -> anyhow::Result<Vec<Figure>> {
+/// What lies between two regions.
+const LINK: Wan = Wan { delay_ms: 100.0, jitter_ms: 5.0, loss_percent: 2.0, kbit_per_s: 0.0 };
+
+/// Runs these parts of the plan.
+pub async fn run(plan: Plan, parts: &'static [Part]) -> anyhow::Result<Vec<Figure>> {
     usable(&TOOLS).map_err(anyhow::Error::msg)?;
-    tokio::task::spawn_blocking(move || measure(plan)).await.context("the benchmark panicked")?
+    let all = tokio::task::spawn_blocking(move || {
+        let figures = parts.iter().map(|part| match part {
+            Part::Speed => speed(plan),
+            Part::Verdicts => verdicts(plan),
+            Part::Regions => regions(plan),
+        });
+        figures.collect::<anyhow::Result<Vec<_>>>()
+    });
+    Ok(all.await.context("the benchmark panicked")??.concat())
 }
 
 /// What one contender came to.
@@ -76,7 +111,7 @@ struct Seen {
     resident: f64,
 }
 
-fn measure(plan: Plan) -> anyhow::Result<Vec<Figure>> {
+fn speed(plan: Plan) -> anyhow::Result<Vec<Figure>> {
     let mut seen = [Seen::default(), Seen::default()];
     let kills_each = 5.min(plan.kills);
     for round in 0..plan.joins.max(1) {
@@ -97,7 +132,11 @@ fn measure(plan: Plan) -> anyhow::Result<Vec<Figure>> {
             }
         }
     }
-    let mut figures = summary(plan, &seen);
+    Ok(summary(plan, &seen))
+}
+
+fn verdicts(plan: Plan) -> anyhow::Result<Vec<Figure>> {
+    let mut figures = Vec::new();
     for loss in plan.losses {
         let name = format!("false verdicts in {} s at {loss} % loss of UDP", plan.soak.as_secs());
         figures.push(soak(plan, &name, |nodes| {
@@ -116,6 +155,61 @@ fn measure(plan: Plan) -> anyhow::Result<Vec<Figure>> {
         Ok(Some(StopCycle::start(pids, Duration::from_secs(3), Duration::from_millis(500))))
     })?);
     Ok(figures)
+}
+
+/// Kills in a region that is alone, and in one that has another at the far end of a slow link, by turns.
+fn regions(plan: Plan) -> anyhow::Result<Vec<Figure>> {
+    let one = Lab::new(&[plan.region])?;
+    let mut two = Lab::new(&[plan.region, plan.region])?;
+    two.connect(LINK)?;
+    let mut both = Vec::new();
+    for lab in [&one, &two] {
+        let mut nodes = Nodes::prepare_with(Contender::Ours, lab, &[], |host| {
+            format!("  region: {}\n", ["east", "west"][host.side])
+        })?;
+        nodes.start_all()?;
+        nodes.all_joined(JOIN_LIMIT)?;
+        both.push((nodes, Vec::new()));
+    }
+    for _ in 0..plan.region_kills {
+        for (nodes, times) in &mut both {
+            times.push(kill_in(nodes, plan.region)?);
+        }
+    }
+    let [(_, alone), (_, beside)] = &both[..] else { bail!("two clusters, not {}", both.len()) };
+    let (alone, beside) = (mean(alone), mean(beside));
+    let kill =
+        format!("kill -9 of one of {} in a region, {} times, until its region knows", plan.region, plan.region_kills);
+    Ok(vec![
+        Figure {
+            name: format!("{kill}: mean beside another region, ideal: alone"),
+            ours: beside,
+            ideal: Some(alone),
+            unit: "s",
+            goal: Goal::Shown,
+        },
+        Figure {
+            name: "the one divided by the other".to_owned(),
+            ours: beside / alone,
+            ideal: None,
+            unit: "",
+            goal: Goal::Below(1.1),
+        },
+    ])
+}
+
+/// Kills one of the first region, measures until the others of it know, and brings it back.
+fn kill_in(nodes: &mut Nodes, region: usize) -> anyhow::Result<f64> {
+    let victim = rand::random_range(1..region);
+    let when = nodes.kill(victim)?;
+    let mut last = when;
+    for index in (0..region).filter(|index| *index != victim) {
+        last = last.max(nodes.knows_gone(index, victim, when, Duration::from_mins(1))?);
+    }
+    let back = nodes.start(victim, 0)?;
+    nodes.all_see_back(victim, back, JOIN_LIMIT)?;
+    std::thread::sleep(Duration::from_millis(rand::random_range(500..1500)));
+    Ok((last - when).as_secs_f64())
 }
 
 /// Traffic and memory while nothing happens.

@@ -27,12 +27,20 @@ enum Name {
     Inject,
     Idle,
     Gossip,
+    GossipSpeed,
+    GossipVerdicts,
+    GossipRegions,
+}
+
+impl Name {
+    /// All, each once: the last three are parts of the one before them.
+    const WHOLE: &[Self] = &[Self::Control, Self::Events, Self::Waits, Self::Inject, Self::Idle, Self::Gossip];
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
-    let names = if args.names.is_empty() { Name::value_variants().to_vec() } else { args.names };
+    let names = if args.names.is_empty() { Name::WHOLE.to_vec() } else { args.names };
     let mut all = Vec::new();
     for name in names {
         all.extend(match (name, args.short) {
@@ -45,11 +53,18 @@ async fn main() -> anyhow::Result<ExitCode> {
             }
             (Name::Inject, true) => inject::run(50, 1).await?,
             (Name::Inject, false) => inject::run(1000, 7).await?,
-            (Name::Gossip, short) => gossip::run(if short { gossip::Plan::SHORT } else { gossip::Plan::FULL }).await?,
+            (Name::Gossip, short) => gossip::run(size(short), gossip::Part::ALL).await?,
+            (Name::GossipSpeed, short) => gossip::run(size(short), &[gossip::Part::Speed]).await?,
+            (Name::GossipVerdicts, short) => gossip::run(size(short), &[gossip::Part::Verdicts]).await?,
+            (Name::GossipRegions, short) => gossip::run(size(short), &[gossip::Part::Regions]).await?,
             (Name::Idle, true) => idle::run(50, Duration::from_secs(2)).await?,
             (Name::Idle, false) => idle::run(1000, Duration::from_secs(30)).await?,
         });
     }
     print!("{}", figures::table(&all));
     Ok(if all.iter().all(figures::Figure::met) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn size(short: bool) -> gossip::Plan {
+    if short { gossip::Plan::SHORT } else { gossip::Plan::FULL }
 }

@@ -42,7 +42,8 @@ pub(super) async fn run(app: &App, args: &Members) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn show(app: &App, answer: &pb::ListMembersResponse) -> std::io::Result<()> {
+/// The table of members, and what a person has to know beside it.
+pub(super) fn show(app: &App, answer: &pb::ListMembersResponse) -> std::io::Result<()> {
     if !answer.members.is_empty() {
         app.screen.table(&table(&answer.members, now_ms(), width()))?;
     }

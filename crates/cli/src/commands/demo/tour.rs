@@ -17,7 +17,7 @@ use super::Row;
 use crate::app::App;
 use crate::client::{Client, unary};
 use crate::commands::follow::Teller;
-use crate::commands::{inject, launch, status, terminate};
+use crate::commands::{inject, launch, members, status, terminate};
 use crate::daemons::{LOGIN_SIDE, ROUTER};
 use crate::fault::Fault;
 use crate::files::Lock;
@@ -33,6 +33,8 @@ const START: &str = "start";
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 /// A killed worker is back by then.
 const COMES_BACK: Duration = Duration::from_secs(15);
+/// The nodes have found each other, and said so, by then.
+const FIND_EACH_OTHER: Duration = Duration::from_secs(8);
 /// A force-ended swarm is gone by then; after that its processes are killed one by one.
 const FORCED_END: Duration = Duration::from_secs(5);
 
@@ -118,6 +120,7 @@ impl Tour {
         self.launch().await?;
         self.inject().await?;
         self.show_status().await?;
+        self.show_members().await?;
         self.kill_a_worker().await?;
         self.kill_the_router().await?;
         self.terminate().await?;
@@ -277,6 +280,28 @@ impl Tour {
         Ok(())
     }
 
+    async fn show_members(&mut self) -> anyhow::Result<()> {
+        self.heading("drover members")?;
+        let since = Instant::now();
+        let mut client = self.client()?;
+        let swarm_id = self.swarm()?.swarm_id;
+        let answer = loop {
+            let asked = pb::ListMembersRequest { swarm_id: swarm_id.clone() };
+            let answer = unary(client.rpc.list_members(asked)).await?;
+            if alive(&answer) == self.nodes as usize || since.elapsed() > FIND_EACH_OTHER {
+                break answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        if !self.app.global.json {
+            members::show(&self.app, &answer)?;
+        }
+        let alive = alive(&answer);
+        let seen = format!("{alive} of {} nodes found each other, node {} leads", self.nodes, leader(&answer));
+        self.saw("members", since, alive == self.nodes as usize, seen);
+        Ok(())
+    }
+
     async fn kill_a_worker(&mut self) -> anyhow::Result<()> {
         let id = self.swarm()?.swarm_id;
         let mut client = self.client()?;
@@ -382,11 +407,22 @@ impl Tour {
     }
 }
 
-/// Local nodes and the user's own settings for the agent; ports and the rest stay out of the way of what runs already.
+/// Local nodes and the user's own settings for the agent; ports and the rest stay out of the way of what runs already. The
+/// nodes gossip five times as often as by default: who watches a tour does not wait for what is slow on purpose.
 fn settings(app: &App) -> Value {
     let mut worker = serde_json::to_value(&app.config.worker).unwrap_or_default();
     worker["listen"] = Value::Null;
-    json!({"cluster": {"backend": "local"}, "worker": worker})
+    let discovery = json!({"gossip_interval": "200ms", "node_timeout": "1s", "dead_node_timeout": "10s"});
+    json!({"cluster": {"backend": "local"}, "worker": worker, "swarm": {"discovery": discovery}})
+}
+
+fn alive(answer: &pb::ListMembersResponse) -> usize {
+    answer.members.iter().filter(|member| member.state == "alive").count()
+}
+
+/// The index of the node that reports.
+fn leader(answer: &pb::ListMembersResponse) -> &str {
+    answer.reporter.rsplit('/').next().unwrap_or_default()
 }
 
 fn ensure_completed(event: &pb::Event) -> Result<(), Fault> {
