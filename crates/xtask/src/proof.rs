@@ -77,7 +77,7 @@ fn known(chore: &str, name: &str, list: &[(&str, &str)]) -> anyhow::Result<()> {
 /// Builds the programs as they are shipped, once, and runs the proof beside them.
 fn run(proof: &str, args: &[OsString]) -> anyhow::Result<()> {
     cargo(&["build", "--release", "--locked", "--bins"])
-        .packages(&["drover-cli", "drover-e2e", "drover-testkit"])
+        .packages(&["drover-cli", "drover-e2e", "drover-testkit", "drover-gossip-membership"])
         .run()?;
     program(target().join("release").join(proof), args).run()
 }
