@@ -1,6 +1,7 @@
 //! Membership beside Debian's serf: real processes, one network namespace each, in turn on the same machine and at the same nominal
 //! timings. Both encrypt; ours carries load scores besides.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -120,7 +121,9 @@ fn speed(plan: Plan) -> anyhow::Result<Vec<Figure>> {
             let mut nodes = Nodes::prepare(contender, &lab)?;
             let last = nodes.start_all()?;
             let joined = nodes.all_joined(JOIN_LIMIT)?;
-            seen.joins.push(joined.saturating_duration_since(last).as_secs_f64());
+            let took = joined.saturating_duration_since(last).as_secs_f64();
+            seen.joins.push(took);
+            progress(&format!("join {} of {}, {contender:?}: {took:.2} s", round + 1, plan.joins));
             if round == 0 {
                 idle(plan, &nodes, seen)?;
             }
@@ -171,7 +174,8 @@ fn regions(plan: Plan) -> anyhow::Result<Vec<Figure>> {
         nodes.all_joined(JOIN_LIMIT)?;
         both.push((nodes, Vec::new()));
     }
-    for _ in 0..plan.region_kills {
+    for round in 0..plan.region_kills {
+        progress(&format!("kill {} of {} in a region", round + 1, plan.region_kills));
         for (nodes, times) in &mut both {
             times.push(kill_in(nodes, plan.region)?);
         }
@@ -259,6 +263,7 @@ fn soak(plan: Plan, name: &str, fault: impl Fn(&Nodes) -> anyhow::Result<Option<
         all.push((nodes, lab));
     }
     std::thread::sleep(Duration::from_secs(2));
+    progress(name);
     let since = Instant::now();
     let faults = all.iter().map(|(nodes, _)| fault(nodes)).collect::<anyhow::Result<Vec<_>>>()?;
     std::thread::sleep(plan.soak);
@@ -267,6 +272,11 @@ fn soak(plan: Plan, name: &str, fault: impl Fn(&Nodes) -> anyhow::Result<Option<
     let [ours, serf] = verdicts[..] else { bail!("two contenders, not {}", verdicts.len()) };
     let name = format!("{name} (serf: {serf})");
     Ok(Figure { name, ours: ours as f64, ideal: None, unit: "", goal: Goal::Below(1.0) })
+}
+
+/// An hour without a word looks like a program that hangs.
+fn progress(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn summary(plan: Plan, seen: &[Seen; 2]) -> Vec<Figure> {
