@@ -21,3 +21,15 @@ chaos:
 # The whole tour on this machine
 demo:
     cargo run --release -- demo
+
+# A real Slurm cluster on this machine (root); `just lab --nodes 8 --sacct`
+lab *options:
+    deploy/lab/up {{options}}
+
+# Ends it
+lab-down:
+    deploy/lab/down
+
+# A shell on the laptop of that cluster: `ssh -F "$SSH_CONFIG" login sinfo`
+sim *options:
+    deploy/lab/up {{options}} && deploy/lab/on laptop

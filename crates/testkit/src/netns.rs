@@ -59,9 +59,49 @@ pub struct Host {
     pub side: usize,
 }
 
-struct Link {
+/// Carries frames between two bridges of one namespace, as a [`Wan`] says. Dropping it ends it.
+pub(crate) struct Link {
     child: Child,
-    settings: ChildStdin,
+    settings: Option<ChildStdin>,
+}
+
+impl Link {
+    pub(crate) fn start(namespace: &str, bridges: [&str; 2]) -> anyhow::Result<Self> {
+        if !fs::exists("/dev/net/tun")? {
+            bail!("/dev/net/tun is missing: load the module tun");
+        }
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", namespace, "python3", "-c", LINK, "tap0", bridges[0], "tap1", bridges[1]])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("failed to start the link")?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        let link = Self { settings: child.stdin.take(), child };
+        ensure!(line.trim() == "ready", "the link did not start: {line:?}");
+        Ok(link)
+    }
+
+    pub(crate) fn set(&mut self, wan: Wan) -> anyhow::Result<()> {
+        self.order(&wan.line())
+    }
+
+    pub(crate) fn cut(&mut self) -> anyhow::Result<()> {
+        self.order("cut")
+    }
+
+    fn order(&mut self, line: &str) -> anyhow::Result<()> {
+        let settings = self.settings.as_mut().context("the link has ended")?;
+        writeln!(settings, "{line}").context("the link has ended")
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        drop(self.settings.take());
+        let _ = self.child.wait();
+    }
 }
 
 impl Lab {
@@ -116,37 +156,19 @@ impl Lab {
     /// Joins the first two bridges by a wide-area link.
     pub fn connect(&mut self, wan: Wan) -> anyhow::Result<()> {
         if self.link.is_none() {
-            if !fs::exists("/dev/net/tun")? {
-                bail!("/dev/net/tun is missing: load the module tun");
-            }
-            let mut child = Command::new("ip")
-                .args(["netns", "exec", &self.switch(), "python3", "-c", LINK, "tap0", "br0", "tap1", "br1"])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .context("failed to start the link")?;
-            let mut line = String::new();
-            BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
-            let settings = child.stdin.take().context("no input")?;
-            self.link = Some(Link { child, settings });
-            ensure!(line.trim() == "ready", "the link did not start: {line:?}");
+            self.link = Some(Link::start(&self.switch(), ["br0", "br1"])?);
         }
-        self.set_link(&wan.line())
+        self.link.as_mut().context("the bridges are not connected")?.set(wan)
     }
 
     /// Cuts the wide-area link; [`Lab::connect`] heals it.
     pub fn cut(&mut self) -> anyhow::Result<()> {
-        self.set_link("cut")
-    }
-
-    fn set_link(&mut self, line: &str) -> anyhow::Result<()> {
-        let link = self.link.as_mut().context("the bridges are not connected")?;
-        writeln!(link.settings, "{line}").context("the link has ended")
+        self.link.as_mut().context("the bridges are not connected")?.cut()
     }
 }
 
 /// How a wide-area link is.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Wan {
     /// In each direction.
     pub delay_ms: f64,
@@ -166,10 +188,7 @@ impl Wan {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if let Some(mut link) = self.link.take() {
-            drop(link.settings);
-            let _ = link.child.wait();
-        }
+        self.link = None;
         for host in &self.hosts {
             remove(&host.namespace);
         }
@@ -191,6 +210,11 @@ pub struct Counters {
 }
 
 impl Host {
+    /// A host that somebody else made, and who removes it.
+    pub(crate) fn existing(namespace: String, switch: String, port: String, addr: Ipv4Addr) -> Self {
+        Self { namespace, switch, port, addr, side: 0 }
+    }
+
     /// A command that will run on this host. Its pid is the program's own.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");

@@ -13,7 +13,10 @@ const BENCHES: &[(&str, &str)] = &[
     ("waits", "from a record to its event, told by the system and found by polling"),
     ("inject", "one prompt to a thousand nodes"),
     ("idle", "processor and memory of a swarm that does nothing"),
-    ("gossip", "membership beside serf: join, detection, traffic, false verdicts; needs root and serf, takes two hours"),
+    (
+        "gossip",
+        "membership beside serf: join, detection, traffic, false verdicts; needs root and serf, takes two hours",
+    ),
     ("gossip-speed", "its first part: joins, kills, traffic and memory"),
     ("gossip-verdicts", "its second part: false verdicts under loss and stops"),
     ("gossip-regions", "its third part: detection in one of two regions"),

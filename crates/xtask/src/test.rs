@@ -28,6 +28,10 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
             eprintln!("xtask: {tool} could not be installed: {error:#}");
         }
     }
+    // A real Slurm, for the laboratory that plays a cluster. Its script knows the packages, and that none may start a service.
+    if let Err(error) = program(root().join("deploy/lab/packages"), &["--sacct"]).run() {
+        eprintln!("xtask: Slurm could not be installed: {error:#}");
+    }
     // Tests start the real programs, also those of crates without tests of their own. Tests and programs in one call: in
     // two, the test-only dependencies switch features on, and half of everything would be compiled again.
     cargo(&["build", "--workspace", "--all-targets", "--locked"]).run()?;
