@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::human::HumanDuration;
 use crate::schema::{Entry, Key, Kind, section};
 
 section! {
@@ -41,6 +42,11 @@ section! {
     pub struct SlurmBackend {
         /// Name of the login host, as ssh knows it.
         pub login_host: Option<String> = None,
+        /// How the login host is reached: `builtin` is our own SSH client, `system` the `ssh` of this machine (for one-time
+        /// passwords and Kerberos), `none` says that this machine is the login host. Unset: `builtin`.
+        pub ssh: Option<String> = None,
+        /// The drover program that is placed on the cluster, where this one cannot run. Unset: this one.
+        pub program: Option<String> = None,
         /// Overrides `cluster.workspace_root` for this backend.
         pub workspace_root: Option<String> = None,
         /// Overrides `cluster.cluster_subdir` for this backend.
@@ -55,6 +61,12 @@ section! {
         pub qos: Option<String> = None,
         /// When codex asks before it acts on this backend; overrides `worker.approval_policy`.
         pub approval_policy: Option<String> = None,
+        /// How often the queue is looked at when nothing is expected of it. Unset: 30 s.
+        pub poll: Option<HumanDuration> = None,
+        /// Most calls per minute to the cluster's controller, whatever happens. Unset: 20.
+        pub calls_per_minute: Option<u32> = None,
+        /// Directory that every compute node has on a disk of its own; workers keep theirs below it. Unset: /var/tmp.
+        pub local_dir: Option<String> = None,
         /// Named variants of this section: each may set any of the keys above.
         pub profiles: Profiles = Profiles::default(),
     }

@@ -82,12 +82,8 @@ const WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
 ];
 
 /// Sections whose daemons are not part of this version, and what is to be said of each.
-pub(crate) const LATER: &[(&str, &str)] = &[
-    ("swarm.handoff", "only load_threshold is acted on by this version"),
-    ("swarm.rpc", NOBODY_YET),
-    ("node_scaling", NOBODY_YET),
-    ("model_pricing", NOBODY_YET),
-];
+pub(crate) const LATER: &[(&str, &str)] =
+    &[("swarm.handoff", "only load_threshold is acted on by this version"), ("swarm.rpc", NOBODY_YET)];
 
 const NOBODY_YET: &str = "no daemon of this version acts on it";
 

@@ -16,6 +16,7 @@ mod load;
 mod providers;
 mod read;
 mod reference;
+mod scaling;
 mod schema;
 mod secret;
 mod sections;
@@ -30,13 +31,15 @@ pub use cluster::{
 };
 pub use human::{HumanDuration, HumanError, HumanSize};
 pub use load::{Env, Fault, LoadError, Loaded, Source, load};
-pub use providers::{Backend, LaunchFieldConfig, ProviderConfig};
+pub use providers::{Backend, LaunchFieldConfig, ProviderConfig, SshWay};
 pub use reference::reference;
+pub use scaling::{
+    CostConfig, FetchConfig, LimitsConfig, NodeScalingConfig, ProviderSettings, SearchSettings, SimSettings,
+};
 pub use schema::{Key, schema};
 pub use sections::{AllocatorConfig, FollowerConfig, RouterConfig, SecurityConfig, TelemetryConfig, WorkerConfig};
 pub use swarm::{
-    CostConfig, DiscoveryConfig, EventHandlerConfig, EventsConfig, HandoffConfig, LimitsConfig, LoadMonitorConfig,
-    NodeScalingConfig, ProviderSettings, RpcConfig, SwarmConfig,
+    DiscoveryConfig, EventHandlerConfig, EventsConfig, HandoffConfig, LoadMonitorConfig, RpcConfig, SwarmConfig,
 };
 pub use validate::Problem;
 

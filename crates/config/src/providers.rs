@@ -43,6 +43,29 @@ impl Backend {
     }
 }
 
+/// How a login host is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SshWay {
+    /// By our own client.
+    #[default]
+    Builtin,
+    /// By the `ssh` of this machine.
+    System,
+    /// This machine is the login host.
+    None,
+}
+
+impl SshWay {
+    fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "builtin" => Some(Self::Builtin),
+            "system" => Some(Self::System),
+            "none" => Some(Self::None),
+            _ => None,
+        }
+    }
+}
+
 /// One place to launch swarms on, with everything about it looked up.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProviderConfig {
@@ -62,6 +85,10 @@ pub struct ProviderConfig {
     pub agent: Option<AgentKind>,
     /// Name of the login host, as ssh knows it.
     pub login_host: Option<String>,
+    /// How the login host is reached.
+    pub ssh: SshWay,
+    /// The drover program that is placed on the cluster, where this one cannot run.
+    pub program: Option<PathBuf>,
     /// Directory on the shared file system.
     pub workspace_root: Option<String>,
     /// Directory below it that is ours.
@@ -107,11 +134,16 @@ impl Config {
         self.resolve_providers().0
     }
 
-    /// Where the mailbox on this side of the file system is: that of the first local or static provider.
+    /// Where the mailbox on this side of the file system is: that of the cluster whose login host this machine is, else that
+    /// of the first local or static provider.
     pub fn mailbox_root(&self, state_dir: &Path) -> PathBuf {
-        self.providers()
+        let providers = self.providers();
+        let login = |provider: &&ProviderConfig| provider.backend == Backend::Slurm && provider.ssh == SshWay::None;
+        let here = |provider: &&ProviderConfig| matches!(provider.backend, Backend::Local | Backend::Static);
+        providers
             .iter()
-            .find(|provider| matches!(provider.backend, Backend::Local | Backend::Static))
+            .find(login)
+            .or_else(|| providers.iter().find(here))
             .map_or_else(|| state_dir.join("mailbox"), |provider| provider.mailbox_root(state_dir))
     }
 
@@ -180,6 +212,8 @@ impl Config {
             defaults: entry.defaults.iter().filter_map(|(key, value)| Some((key.clone(), plain(value)?))).collect(),
             agent: None,
             login_host: None,
+            ssh: SshWay::default(),
+            program: None,
             workspace_root: self.cluster.workspace_root.clone(),
             cluster_subdir: self.cluster.cluster_subdir.clone(),
             hosts: Vec::new(),
@@ -266,6 +300,16 @@ impl Config {
         provider.login_host = first([&own.login_host, &base.login_host, &alias]);
         provider.workspace_root = first([&own.workspace_root, &base.workspace_root, &self.cluster.workspace_root]);
         provider.cluster_subdir = first([&own.cluster_subdir, &base.cluster_subdir, &self.cluster.cluster_subdir]);
+        provider.program = first([&own.program, &base.program, &None]).map(PathBuf::from);
+        if let Some(name) = first([&own.ssh, &base.ssh, &None]) {
+            match SshWay::from_name(&name) {
+                Some(way) => provider.ssh = way,
+                None => problems.push(Problem::new(
+                    "cluster.slurm.ssh",
+                    format!("unknown value {name:?}, expected one of builtin, system, none"),
+                )),
+            }
+        }
         let old = self.slurm.clone().unwrap_or_default();
         for (key, value) in [
             ("partition", first([&own.partition, &base.partition, &old.default_partition])),
@@ -276,7 +320,7 @@ impl Config {
         ] {
             default_to(&mut provider.defaults, key, value.as_ref());
         }
-        if provider.login_host.is_none() {
+        if provider.login_host.is_none() && provider.ssh != SshWay::None {
             problems.push(if *base == empty {
                 Problem::missing("ssh", "login_alias")
             } else {

@@ -60,6 +60,9 @@ section! {
         pub cold_poll: HumanDuration = HumanDuration::secs(20),
         /// Size at which an inbox segment is full.
         pub segment_bytes: HumanSize = HumanSize::mib(64),
+        /// It ends by itself when nobody has used it for this long. Unset: it stays; one that drover starts on the login
+        /// host of a cluster ends after 30 minutes.
+        pub end_when_idle: Option<HumanDuration> = None,
     }
 }
 

@@ -1,5 +1,5 @@
-//! Membership, load and handoff; and many prompts at once. Parts whose daemons are not part of this version are read and
-//! checked, so that a file for them can be written today.
+//! Membership, load and handoff. Parts whose daemons are not part of this version are read and checked, so that a file for
+//! them can be written today.
 
 use std::net::SocketAddr;
 
@@ -125,55 +125,5 @@ section! {
         pub session_weight: f64 = 0.4,
         /// Sessions that count as a full node.
         pub max_sessions: u32 = 8,
-    }
-}
-
-section! {
-    /// Many prompts at once through a model provider.
-    pub struct NodeScalingConfig {
-        /// Dispatch at all.
-        pub enabled: bool = true,
-        /// Limits that hold whatever is asked.
-        pub limits: LimitsConfig = LimitsConfig::default(),
-        /// Whose model answers.
-        pub provider: ProviderSettings = ProviderSettings::default(),
-        /// What it may cost.
-        pub cost: CostConfig = CostConfig::default(),
-    }
-}
-
-section! {
-    /// Limits that hold whatever is asked.
-    pub struct LimitsConfig {
-        /// Most worker nodes at once.
-        pub max_nodes: u32 = 10,
-        /// Most calls to the provider at once.
-        pub max_concurrent_api: u32 = 5,
-        /// Most calls in a minute. Unset: as many as the provider takes.
-        pub requests_per_minute: Option<u32> = None,
-        /// Most tokens in a minute. Unset: as many as the provider takes.
-        pub tokens_per_minute: Option<u64> = None,
-    }
-}
-
-section! {
-    /// Whose model answers.
-    pub struct ProviderSettings {
-        /// `gemini`, `groq`, `openai`, `anthropic` or `sim`; any name when `base_url` is set.
-        pub name: String = "sim".into(),
-        /// The model's name at the provider.
-        pub model: Option<String> = None,
-        /// Environment variable that holds the key.
-        pub api_key_env: Option<String> = None,
-        /// Address of the provider, or of any that speaks like OpenAI's.
-        pub base_url: Option<String> = None,
-    }
-}
-
-section! {
-    /// What dispatching may cost.
-    pub struct CostConfig {
-        /// Most US dollars in a day. Unset: no cap.
-        pub max_daily_spend: Option<f64> = None,
     }
 }

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use crate::Config;
 use crate::cluster::SlurmBackend;
 use crate::human::{HumanDuration, HumanSize};
-use crate::swarm::{NodeScalingConfig, SwarmConfig};
+use crate::scaling::{NodeScalingConfig, ProviderSettings};
+use crate::swarm::SwarmConfig;
 
 /// When codex asks before it acts.
 pub(crate) const APPROVAL_POLICIES: &[&str] = &["untrusted", "on-request", "never"];
@@ -19,6 +20,12 @@ const EVENTS: &[&str] = &["NodeJoined", "NodeLeft", "NodeSuspect", "NodeAlive"];
 const MAX_NAME: usize = 128;
 /// Providers of models that drover knows by name.
 const MODEL_PROVIDERS: &[&str] = &["gemini", "groq", "openai", "anthropic", "sim"];
+/// What the bound on an answer is called.
+const MAX_TOKENS_FIELDS: &[&str] = &["max_tokens", "max_completion_tokens"];
+/// Who can be asked to search the web.
+const SEARCH_BACKENDS: &[&str] = &["off", "searxng", "brave", "tavily", "gemini"];
+/// The greatest daily cap, in US dollars: what is counted in millionths of millionths must fit.
+const MOST_MONEY: f64 = 1_000_000.0;
 /// The smallest segment that makes sense: some records fit, and a test can still rotate.
 const MIN_SEGMENT: HumanSize = HumanSize(1024);
 
@@ -107,6 +114,9 @@ impl Config {
             format!("must not be shorter than follower.hot_poll, which is {}", follower.hot_poll),
         );
         check.at_least("follower.segment_bytes", follower.segment_bytes, MIN_SEGMENT);
+        if let Some(idle) = follower.end_when_idle {
+            check.positive("follower.end_when_idle", idle);
+        }
         check.that(self.allocator.max_local_nodes > 0, "allocator.max_local_nodes", "must be at least 1");
         if let Some(endpoint) = &self.telemetry.otlp_endpoint {
             check.url("telemetry.otlp_endpoint", endpoint);
@@ -133,13 +143,15 @@ impl Config {
 
     fn check_listens(&self, check: &mut Check) {
         let membership = self.swarm.as_ref().and_then(|swarm| swarm.listen);
-        let listens: [(&str, Option<SocketAddr>); 6] = [
+        let dispatcher = self.node_scaling.as_ref().and_then(|scaling| scaling.listen);
+        let listens: [(&str, Option<SocketAddr>); 7] = [
             ("router.listen", self.router.listen),
             ("router.control_listen", self.router.control_listen),
             ("allocator.listen", self.allocator.listen),
             ("follower.listen", self.follower.listen),
             ("worker.listen", self.worker.listen),
             ("swarm.listen", membership),
+            ("node_scaling.listen", dispatcher),
         ];
         for (index, (path, address)) in listens.iter().enumerate() {
             let Some(address) = address.filter(|address| address.port() != 0) else { continue };
@@ -204,6 +216,16 @@ fn check_slurm(path: &str, slurm: &SlurmBackend, check: &mut Check) {
     }
     if let Some(policy) = &slurm.approval_policy {
         check.word(&format!("{path}.approval_policy"), policy, OLD_APPROVAL_POLICIES);
+    }
+    if let Some(poll) = slurm.poll {
+        check.positive(&format!("{path}.poll"), poll);
+    }
+    if let Some(calls) = slurm.calls_per_minute {
+        // Fewer leave no room to look before anything is submitted or ended.
+        check.that(calls >= 4, &format!("{path}.calls_per_minute"), "must be at least 4");
+    }
+    if let Some(dir) = &slurm.local_dir {
+        check.that(dir.starts_with('/'), &format!("{path}.local_dir"), "must be an absolute path");
     }
     if let Some(host) = &slurm.login_host {
         // A leading dash would be read as an option of ssh.
@@ -310,11 +332,77 @@ fn check_scaling(scaling: &NodeScalingConfig, check: &mut Check) {
     check.that(limits.max_concurrent_api > 0, "node_scaling.limits.max_concurrent_api", "must be at least 1");
     check.that(limits.requests_per_minute != Some(0), "node_scaling.limits.requests_per_minute", "must be at least 1");
     check.that(limits.tokens_per_minute != Some(0), "node_scaling.limits.tokens_per_minute", "must be at least 1");
-    match &scaling.provider.base_url {
-        Some(url) => check.url("node_scaling.provider.base_url", url),
-        None => check.word("node_scaling.provider.name", &scaling.provider.name, MODEL_PROVIDERS),
+    check.positive("node_scaling.limits.timeout", limits.timeout);
+    check.that(limits.max_attempts > 0, "node_scaling.limits.max_attempts", "must be at least 1");
+    check_provider("node_scaling.provider", &scaling.provider, check);
+    for (index, provider) in scaling.fallback.iter().enumerate() {
+        check_provider(&format!("node_scaling.fallback[{index}]"), provider, check);
     }
-    if let Some(spend) = scaling.cost.max_daily_spend {
+    if let Some(provider) = &scaling.coordinator {
+        check_provider("node_scaling.coordinator", provider, check);
+    }
+    let cost = &scaling.cost;
+    if let Some(spend) = cost.max_daily_spend {
         check.amount("node_scaling.cost.max_daily_spend", spend);
+        check.that(
+            spend <= MOST_MONEY,
+            "node_scaling.cost.max_daily_spend",
+            format!("must be at most {MOST_MONEY}; leave it out for no cap"),
+        );
     }
+    check.share("node_scaling.cost.warn_at", cost.warn_at);
+    check.share("node_scaling.sim.error_rate", scaling.sim.error_rate);
+    check.that(
+        scaling.sim.requests_per_minute != Some(0),
+        "node_scaling.sim.requests_per_minute",
+        "must be at least 1",
+    );
+    let search = &scaling.search;
+    check.word("node_scaling.search.backend", &search.backend, SEARCH_BACKENDS);
+    if let Some(url) = &search.base_url {
+        check.url("node_scaling.search.base_url", url);
+    }
+    check.that(
+        search.backend != "searxng" || search.base_url.is_some(),
+        "node_scaling.search.base_url",
+        "must say where searxng is",
+    );
+    one_key_source("node_scaling.search", search.api_key_env.as_ref(), search.api_key_file.is_some(), check);
+    if let Some(price) = search.price {
+        check.amount("node_scaling.search.price", price);
+    }
+    check.at_least("node_scaling.fetch.max_bytes", scaling.fetch.max_bytes, HumanSize(1024));
+    check.positive("node_scaling.fetch.timeout", scaling.fetch.timeout);
+}
+
+fn check_provider(path: &str, provider: &ProviderSettings, check: &mut Check) {
+    match &provider.base_url {
+        Some(url) => check.url(&format!("{path}.base_url"), url),
+        None => check.word(&format!("{path}.name"), &provider.name, MODEL_PROVIDERS),
+    }
+    check.that(!provider.name.is_empty(), &format!("{path}.name"), "must not be empty");
+    check.that(
+        provider.name == "sim" || provider.model.is_some(),
+        &format!("{path}.model"),
+        "must name the model: providers retire theirs too often for a default",
+    );
+    check.that(provider.max_tokens > 0, &format!("{path}.max_tokens"), "must be at least 1");
+    if let Some(field) = &provider.max_tokens_field {
+        check.word(&format!("{path}.max_tokens_field"), field, MAX_TOKENS_FIELDS);
+    }
+    one_key_source(path, provider.api_key_env.as_ref(), provider.api_key_file.is_some(), check);
+}
+
+fn one_key_source(path: &str, variable: Option<&String>, file: bool, check: &mut Check) {
+    check.that(
+        variable.is_none() || !file,
+        &format!("{path}.api_key_file"),
+        "must not stand beside api_key_env: a key comes from one place",
+    );
+    let name = |name: &String| !name.is_empty() && !name.contains(['=', '\0', ' ']);
+    check.that(
+        variable.is_none_or(name),
+        &format!("{path}.api_key_env"),
+        "must be the name of a variable, without its value",
+    );
 }

@@ -23,6 +23,11 @@ mod drover {
             tonic::include_proto!("drover.common.v1");
         }
     }
+    pub mod dispatch {
+        pub mod v1 {
+            tonic::include_proto!("drover.dispatch.v1");
+        }
+    }
     pub mod gossip {
         pub mod v1 {
             tonic::include_proto!("drover.gossip.v1");
@@ -52,6 +57,7 @@ mod drover {
 
 pub use drover::allocator::v1 as allocator;
 pub use drover::common::v1 as common;
+pub use drover::dispatch::v1 as dispatch;
 pub use drover::gossip::v1 as gossip;
 pub use drover::mailbox::v1 as mailbox;
 pub use drover::membership::v1 as membership;

@@ -1,6 +1,6 @@
 //! What a running daemon is handed: its state directory, its tasks, its metrics, and the word to stop.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,7 @@ struct Inner {
     failure: Mutex<Option<anyhow::Error>>,
     config_file: OnceLock<PathBuf>,
     entry: Mutex<Option<Entry>>,
+    stand_ins: Mutex<BTreeMap<String, Entry>>,
 }
 
 impl Context {
@@ -71,6 +72,7 @@ impl Context {
                 failure: Mutex::new(None),
                 config_file: OnceLock::new(),
                 entry: Mutex::new(None),
+                stand_ins: Mutex::default(),
             }),
         }
     }
@@ -166,26 +168,40 @@ impl Context {
 
     fn update_entry(&self, change: impl FnOnce(&mut Entry)) -> std::io::Result<()> {
         let mut slot = self.inner.entry.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = slot.get_or_insert_with(|| {
-            let me = ProcessId::current();
-            Entry {
-                name: self.inner.instance.clone(),
-                pid: me.pid,
-                start_time: me.start_time,
-                host: process::hostname(),
-                version: drover_types::VERSION.to_owned(),
-                listen: String::new(),
-                control: None,
-                uid: rustix::process::geteuid().as_raw(),
-            }
-        });
+        let entry = slot.get_or_insert_with(|| self.blank_entry());
         change(entry);
         address_book::write(self.state(), entry)
+    }
+
+    /// Enters an address under a name of its own: a daemon on another host is reached through us. The entry goes with us.
+    pub fn publish_stand_in(&self, name: &str, addr: SocketAddr) -> std::io::Result<()> {
+        let entry = Entry { name: name.to_owned(), listen: addr.to_string(), ..self.blank_entry() };
+        address_book::write(self.state(), &entry)?;
+        self.inner.stand_ins.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), entry);
+        Ok(())
+    }
+
+    fn blank_entry(&self) -> Entry {
+        let me = ProcessId::current();
+        Entry {
+            name: self.inner.instance.clone(),
+            pid: me.pid,
+            start_time: me.start_time,
+            host: process::hostname(),
+            version: drover_types::VERSION.to_owned(),
+            listen: String::new(),
+            control: None,
+            uid: rustix::process::geteuid().as_raw(),
+        }
     }
 
     pub(crate) fn unpublish(&self) {
         if let Some(entry) = self.inner.entry.lock().unwrap_or_else(PoisonError::into_inner).take() {
             address_book::remove(self.state(), &entry);
+        }
+        let stand_ins = std::mem::take(&mut *self.inner.stand_ins.lock().unwrap_or_else(PoisonError::into_inner));
+        for entry in stand_ins.values() {
+            address_book::remove(self.state(), entry);
         }
     }
 

@@ -1,6 +1,7 @@
 //! A whole drover instance on this machine: the real `drover up` with its own state directory, real worker processes, and
 //! nothing left behind.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -29,6 +30,7 @@ pub struct Cluster {
     state: StateDir,
     config: PathBuf,
     drover: PathBuf,
+    environment: Vec<(OsString, OsString)>,
     up: Option<Child>,
 }
 
@@ -59,7 +61,19 @@ impl Cluster {
         let state = StateDir::open(&dir.path().join("state"))?;
         let config_file = dir.path().join("drover.yaml");
         fs::write(&config_file, config)?;
-        Ok(Self { dir: Some(dir), state, config: config_file, drover: program("drover")?, up: None })
+        Ok(Self {
+            dir: Some(dir),
+            state,
+            config: config_file,
+            drover: program("drover")?,
+            environment: Vec::new(),
+            up: None,
+        })
+    }
+
+    /// Sets a variable for everything that is started from now on, such as a PATH with other programs on it.
+    pub fn set_env(&mut self, name: impl Into<OsString>, value: impl Into<OsString>) {
+        self.environment.push((name.into(), value.into()));
     }
 
     /// Starts `drover up` again after [`Cluster::down`].
@@ -87,6 +101,7 @@ impl Cluster {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.drover);
         command.args(args).env("DROVER_STATE_DIR", self.state.path()).env("DROVER_CONFIG", &self.config);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.env_remove("NO_COLOR").current_dir(self.dir());
         command
     }
@@ -168,16 +183,7 @@ impl SmallDisk {
 
     /// Leaves no byte free.
     pub fn fill(&self) -> anyhow::Result<()> {
-        let mut file = fs::File::create(self.path.join("filler"))?;
-        let mut block = vec![0; 1 << 20];
-        while !block.is_empty() {
-            match io::Write::write(&mut file, &block) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => block.truncate(block.len() / 2),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        Ok(fill(&self.path.join("filler"))?)
     }
 
     /// Takes the right to write away, or gives it back.
@@ -198,6 +204,20 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.path).status();
     }
+}
+
+/// Writes a file until its disk has no byte free.
+pub(crate) fn fill(path: &Path) -> io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    let mut block = vec![0; 1 << 20];
+    while !block.is_empty() {
+        match io::Write::write(&mut file, &block) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => block.truncate(block.len() / 2),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A client of the router of this state directory, which finds the router again after a restart.
@@ -288,7 +308,7 @@ pub fn processes_of(state: &Path) -> Vec<u32> {
         .collect()
 }
 
-fn tail(file: &Path, lines: usize) -> String {
+pub(crate) fn tail(file: &Path, lines: usize) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
