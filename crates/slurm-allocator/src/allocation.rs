@@ -75,6 +75,8 @@ pub struct Allocation {
     pub job: JobId,
     /// Its state.
     pub state: AllocationState,
+    /// The backend's own word for the state.
+    pub backend_state: String,
     /// Why; may be empty.
     pub reason: String,
     /// Its nodes, by index.
@@ -90,7 +92,7 @@ pub struct Allocation {
 pub struct LaunchProgress {
     /// The swarm.
     pub swarm: SwarmId,
-    /// Short stage name: `starting`, `config`, `submitting` or `ready`.
+    /// Short stage name: `starting`, `config`, `submitting`, `slurm_setup` or `ready`.
     pub stage: &'static str,
     /// One line for people.
     pub message: String,

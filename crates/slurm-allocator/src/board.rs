@@ -11,6 +11,7 @@ use drover_types::SwarmId;
 use tokio::sync::watch;
 
 use crate::allocation::{Allocation, AllocationState, LaunchProgress};
+use crate::catalogue::BackendKind;
 
 /// How many progress lines are kept for watchers that are behind.
 const PROGRESS_LINES: usize = 1024;
@@ -74,14 +75,16 @@ impl Board {
         self.state().allocations.remove(swarm);
     }
 
-    /// The swarms that live, with the number of their nodes, by id.
+    /// The swarms that live and whose nodes take part in the gossip, with the number of their nodes, by id.
     pub(crate) fn living(&self) -> Vec<(SwarmId, u32)> {
         let state = self.state();
         let alive = state
             .allocations
             .values()
             .map(|(_, allocation)| allocation)
-            .filter(|allocation| !matches!(allocation.state, AllocationState::Completed | AllocationState::Failed));
+            .filter(|allocation| !matches!(allocation.state, AllocationState::Completed | AllocationState::Failed))
+            // Nodes of Slurm jobs have no identity yet, so they are no members and cannot vote.
+            .filter(|allocation| allocation.backend != BackendKind::Slurm);
         alive.map(|allocation| (allocation.swarm.clone(), allocation.nodes.len() as u32)).collect()
     }
 
@@ -162,14 +165,13 @@ impl Viewer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::allocation::AllocationState;
-    use crate::catalogue::BackendKind;
 
     fn allocation(swarm: &str, reason: &str) -> Allocation {
         Allocation {
             swarm: swarm.parse().unwrap(),
             job: "local-1".parse().unwrap(),
             state: AllocationState::Running,
+            backend_state: "RUNNING".into(),
             reason: reason.into(),
             nodes: Vec::new(),
             backend: BackendKind::Local,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use drover_config::{Backend as ConfigBackend, Config, ProviderConfig};
+use drover_config::{Backend as ConfigBackend, Config, ProviderConfig, SshWay};
 use drover_types::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,8 @@ pub enum BackendKind {
     Local,
     /// Workers on listed hosts, under their own supervisor.
     Static,
+    /// Jobs of a Slurm cluster.
+    Slurm,
 }
 
 impl BackendKind {
@@ -22,6 +24,7 @@ impl BackendKind {
         match self {
             Self::Local => "local",
             Self::Static => "static",
+            Self::Slurm => "slurm",
         }
     }
 }
@@ -36,9 +39,8 @@ impl fmt::Display for BackendKind {
 pub fn providers(config: &Config) -> Vec<ProviderConfig> {
     let mut catalogue = config.providers();
     for provider in &mut catalogue {
-        if provider.disabled_reason.is_none() && kind_of(provider).is_none() {
-            provider.disabled_reason =
-                Some(format!("this version of drover cannot launch on {}", provider.backend.as_str()));
+        if provider.disabled_reason.is_none() {
+            provider.disabled_reason = why_not(provider);
         }
     }
     catalogue
@@ -50,7 +52,7 @@ pub(crate) fn choose(config: &Config, asked: &str) -> Result<(BackendKind, Provi
     let usable: Vec<&str> =
         catalogue.iter().filter(|entry| entry.disabled_reason.is_none()).map(|entry| entry.id.as_str()).collect();
     let hint = if usable.is_empty() {
-        "add a provider with backend local or static to the configuration".to_owned()
+        "add a provider with backend local, static or slurm to the configuration".to_owned()
     } else {
         format!("launch on one of: {}", usable.join(", "))
     };
@@ -73,11 +75,27 @@ pub(crate) fn choose(config: &Config, asked: &str) -> Result<(BackendKind, Provi
     }
 }
 
+/// Why nothing can be launched on an entry that the configuration has nothing against.
+fn why_not(provider: &ProviderConfig) -> Option<String> {
+    match kind_of(provider) {
+        None => Some(format!("this version of drover cannot launch on {}", provider.backend.as_str())),
+        Some(BackendKind::Slurm) if provider.ssh != SshWay::None => {
+            let host = provider.login_host.as_deref().unwrap_or("the login host");
+            Some(format!(
+                "this version of drover submits slurm jobs only on the login host itself: start it on {host}, with `ssh: none` in \
+                 cluster.slurm"
+            ))
+        }
+        Some(_) => None,
+    }
+}
+
 fn kind_of(provider: &ProviderConfig) -> Option<BackendKind> {
     match provider.backend {
         ConfigBackend::Local => Some(BackendKind::Local),
         ConfigBackend::Static => Some(BackendKind::Static),
-        ConfigBackend::Slurm | ConfigBackend::Foreign(_) => None,
+        ConfigBackend::Slurm => Some(BackendKind::Slurm),
+        ConfigBackend::Foreign(_) => None,
     }
 }
 
@@ -108,6 +126,13 @@ mod tests {
         assert_eq!(choose(&config, "here").unwrap().0, BackendKind::Local);
         let failure = choose(&config, "hree").unwrap_err();
         assert!(failure.code == ErrorCode::UnknownProvider && failure.hint.contains("here"), "{failure:?}");
+    }
+
+    #[test]
+    fn the_login_host_itself_launches_on_slurm() {
+        let config = config("cluster: {slurm: {ssh: none, workspace_root: /w, cluster_subdir: c}}");
+        assert_eq!(providers(&config)[0].disabled_reason, None);
+        assert_eq!(choose(&config, "").unwrap().0, BackendKind::Slurm);
     }
 
     #[test]

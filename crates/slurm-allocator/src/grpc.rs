@@ -1,7 +1,8 @@
 //! `drover.allocator.v1.AllocatorService`: checks what comes in, speaks the protocol's words on the way out.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
+use std::sync::Arc;
 
 use drover_config::ProviderConfig;
 use drover_proto::allocator as pb;
@@ -15,16 +16,21 @@ use tonic::{Request, Response, Status};
 use crate::allocation::{AllocatedNode, Allocation, AllocationState, WorkerState};
 use crate::allocator::Allocator;
 use crate::board::{Update, Viewer};
+use crate::cluster::Clusters;
 
 /// The service.
 pub(crate) struct Grpc {
     allocator: Allocator,
+    followers: Followers,
     ctx: Context,
 }
 
+/// Which follower reaches the files of what is launched on an entry of the catalogue; those of this host are not listed.
+type Followers = Arc<BTreeMap<String, String>>;
+
 impl Grpc {
-    pub(crate) fn new(allocator: Allocator, ctx: &Context) -> Self {
-        Self { allocator, ctx: ctx.clone() }
+    pub(crate) fn new(allocator: Allocator, clusters: &Clusters, ctx: &Context) -> Self {
+        Self { allocator, followers: Arc::new(clusters.followers()), ctx: ctx.clone() }
     }
 }
 
@@ -42,7 +48,8 @@ impl AllocatorService for Grpc {
             status_of(&Failure::new(ErrorCode::InvalidRequest, "the request has no spec").hint("say what to launch"))
         })?;
         let allocation = self.allocator.ensure(swarm, &spec).await.map_err(|failure| status_of(&failure))?;
-        Ok(Response::new(pb::EnsureAllocationResponse { allocation: Some(message(&allocation)) }))
+        let allocation = Some(message(&allocation, &self.followers));
+        Ok(Response::new(pb::EnsureAllocationResponse { allocation }))
     }
 
     async fn release_allocation(
@@ -65,7 +72,7 @@ impl AllocatorService for Grpc {
         let (all, viewer) = self.allocator.board().watch();
         let snapshot: Vec<_> = all
             .iter()
-            .map(|allocation| Change::Allocation(message(allocation)))
+            .map(|allocation| Change::Allocation(message(allocation, &self.followers)))
             .chain([Change::SnapshotEnd(true)])
             .map(|change| Ok(pb::WatchAllocationsResponse { change: Some(change) }))
             .collect();
@@ -75,7 +82,7 @@ impl AllocatorService for Grpc {
             Err(status_of(&Failure::new(ErrorCode::ShuttingDown, "the allocator is shutting down").hint("watch again")))
         };
         // The first of the two to end ends the stream: with the shutdown it ends with a status that says so.
-        let changes = stream::select(changes(viewer), stream::once(ended));
+        let changes = stream::select(changes(viewer, Arc::clone(&self.followers)), stream::once(ended));
         let changes = changes.scan(false, |over, change| {
             let before = std::mem::replace(over, change.is_err());
             futures::future::ready((!before).then_some(change))
@@ -93,21 +100,24 @@ impl AllocatorService for Grpc {
 }
 
 /// Changes as they are asked for. Nothing is queued: what a slow caller has not asked for yet is not made yet.
-fn changes(viewer: Viewer) -> impl Stream<Item = Result<pb::WatchAllocationsResponse, Status>> + Send {
+fn changes(
+    viewer: Viewer,
+    followers: Followers,
+) -> impl Stream<Item = Result<pb::WatchAllocationsResponse, Status>> + Send {
     use pb::watch_allocations_response::Change;
-    stream::unfold((viewer, VecDeque::new()), |(mut viewer, mut ready)| async move {
+    stream::unfold((viewer, VecDeque::new(), followers), |(mut viewer, mut ready, followers)| async move {
         if ready.is_empty() {
             ready.extend(viewer.next().await?);
         }
         let change = match ready.pop_front()? {
-            Update::Allocation(allocation) => Change::Allocation(message(&allocation)),
+            Update::Allocation(allocation) => Change::Allocation(message(&allocation, &followers)),
             Update::Progress(line) => Change::Progress(pb::LaunchProgress {
                 swarm_id: line.swarm.to_string(),
                 stage: line.stage.to_owned(),
                 message: line.message.clone(),
             }),
         };
-        Some((Ok(pb::WatchAllocationsResponse { change: Some(change) }), (viewer, ready)))
+        Some((Ok(pb::WatchAllocationsResponse { change: Some(change) }), (viewer, ready, followers)))
     })
 }
 
@@ -117,7 +127,7 @@ fn swarm_id(text: &str) -> Result<SwarmId, Status> {
     })
 }
 
-fn message(allocation: &Allocation) -> pb::Allocation {
+fn message(allocation: &Allocation, followers: &BTreeMap<String, String>) -> pb::Allocation {
     let state = match allocation.state {
         AllocationState::Pending => pb::AllocationState::Pending,
         AllocationState::Running => pb::AllocationState::Running,
@@ -129,11 +139,12 @@ fn message(allocation: &Allocation) -> pb::Allocation {
         swarm_id: allocation.swarm.to_string(),
         job_id: allocation.job.to_string(),
         state: state.into(),
-        backend_state: allocation.state.word().to_owned(),
+        backend_state: allocation.backend_state.clone(),
         reason: allocation.reason.clone(),
         nodes: allocation.nodes.iter().map(node).collect(),
         backend: allocation.backend.as_str().to_owned(),
         provider: allocation.provider.clone(),
+        follower: followers.get(&allocation.provider).cloned().unwrap_or_default(),
     }
 }
 

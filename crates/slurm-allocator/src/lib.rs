@@ -6,9 +6,12 @@
 //! ```text
 //! gRPC ──> grpc.rs ──> allocator.rs ── one launch per swarm at a time ──> Backend
 //!   ^                                                                      ├─ local/         core/ + real processes
-//!   │ snapshot, then changes                                               └─ static_hosts/  assignment files
+//!   │ snapshot, then changes                                               ├─ static_hosts/  assignment files
+//!   │                                                                      └─ slurm/         one job per swarm
 //! board.rs <───────────── every change of every allocation ────────────────┘
 //! ```
+//!
+//! `cluster/` is the far side of a cluster that is reached over SSH: our program there, its follower, and the way to it.
 //!
 //! A further backend is one more implementation of [`Backend`]; nothing above it changes.
 
@@ -17,6 +20,7 @@ mod allocator;
 mod backend;
 mod board;
 mod catalogue;
+pub mod cluster;
 mod core;
 mod files;
 mod grpc;
@@ -24,6 +28,7 @@ mod local;
 mod membership;
 mod metrics;
 mod run;
+mod slurm;
 mod spec;
 mod static_hosts;
 mod store;
@@ -35,4 +40,5 @@ pub use backend::{Backend, Request};
 pub use board::{Board, Update};
 pub use catalogue::{BackendKind, providers};
 pub use run::SlurmAllocator;
+pub use slurm::Order;
 pub use spec::{Skill, Spec};

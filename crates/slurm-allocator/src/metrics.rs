@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use drover_service::SharedRegistry;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 
 /// Handles of the allocator's metrics. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +21,10 @@ pub(crate) struct Metrics {
     pub(crate) worker_kills: Counter,
     /// Writes of an allocation's state that failed.
     pub(crate) store_failures: Counter,
+    /// Calls to Slurm's controllers.
+    pub(crate) slurm_calls: Counter,
+    /// Jobs with our mark that belong to no swarm.
+    pub(crate) slurm_orphans: Gauge,
 }
 
 impl Metrics {
@@ -34,6 +39,9 @@ impl Metrics {
         add("worker_deaths", "Worker processes that ended unasked", &metrics.worker_deaths);
         add("worker_kills", "Worker processes that were killed", &metrics.worker_kills);
         add("store_failures", "Writes of an allocation's state that failed", &metrics.store_failures);
+        add("slurm_calls", "Calls to Slurm's controllers", &metrics.slurm_calls);
+        let orphans = "Jobs with our mark that belong to no swarm";
+        ours.register("slurm_orphans", orphans, metrics.slurm_orphans.clone());
         metrics
     }
 }

@@ -14,10 +14,12 @@ use crate::allocator::Allocator;
 use crate::backend::Backend;
 use crate::board::Board;
 use crate::catalogue::BackendKind;
+use crate::cluster::{Clusters, serve_relay};
 use crate::grpc::Grpc;
 use crate::local::{self, Local};
 use crate::membership::{Membership, keep_voters};
 use crate::metrics::Metrics;
+use crate::slurm::Slurm;
 use crate::static_hosts::StaticHosts;
 use crate::store::Store;
 
@@ -36,8 +38,12 @@ impl Daemon for SlurmAllocator {
         let listener = ctx.bind("slurm-allocator", config.allocator.listen, DEFAULT_LISTEN)?;
         // Every swarm of an earlier allocator is on the board before anybody can ask: a snapshot without one of them
         // would say that it has ended.
-        let allocator = assemble(&config, &ctx).await?;
-        let service = AllocatorServiceServer::new(Grpc::new(allocator, &ctx))
+        let clusters = Clusters::new(&ctx, &config);
+        let allocator = assemble(&config, &clusters, &ctx).await?;
+        for cluster in clusters.all().into_iter().filter(|cluster| !cluster.settings().own_follower) {
+            serve_relay(&ctx, &cluster)?;
+        }
+        let service = AllocatorServiceServer::new(Grpc::new(allocator, &clusters, &ctx))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Server::new(&ctx).grpc(service).serve(listener)?;
@@ -47,10 +53,10 @@ impl Daemon for SlurmAllocator {
 }
 
 /// Backends, with what they had before.
-async fn assemble(config: &Arc<Config>, ctx: &Context) -> anyhow::Result<Allocator> {
+async fn assemble(config: &Arc<Config>, clusters: &Clusters, ctx: &Context) -> anyhow::Result<Allocator> {
     let store = Store::new(ctx.state().join("allocator").context("cannot use the state directory")?);
     let mailbox = Mailbox::new(config.mailbox_root(ctx.state().path()));
-    let records = {
+    let mut records = {
         let (store, mailbox) = (store.clone(), mailbox.clone());
         tokio::task::spawn_blocking(move || {
             local::make_mailbox_root(&mailbox).with_context(|| format!("cannot make {}", mailbox.root().display()))?;
@@ -63,13 +69,16 @@ async fn assemble(config: &Arc<Config>, ctx: &Context) -> anyhow::Result<Allocat
     let membership = Membership::new(ctx, config, &mailbox);
     let local = Local::new(ctx, config, board.clone(), store.clone(), mailbox.clone(), metrics.clone(), &membership)
         .context("cannot use the state directory")?;
+    let mut of = |kind| records.extract_if(.., |record| record.backend == kind).collect::<Vec<_>>();
+    let slurm = Slurm::new(ctx, config, clusters, &board, &store, &metrics, of(BackendKind::Slurm));
     let hosts = StaticHosts::new(ctx, config, board.clone(), store, mailbox, metrics, &membership);
-    let (ours, elsewhere): (Vec<_>, Vec<_>) =
-        records.into_iter().partition(|record| record.backend == BackendKind::Local);
-    local.restore(ours).await?;
-    hosts.restore(elsewhere).await?;
+    local.restore(of(BackendKind::Local)).await?;
+    hosts.restore(of(BackendKind::Static)).await?;
     ctx.spawn("voters", keep_voters(membership, board.clone(), ctx.clone()));
-    let backends: BTreeMap<BackendKind, Arc<dyn Backend>> =
-        BTreeMap::from([(BackendKind::Local, Arc::new(local) as _), (BackendKind::Static, Arc::new(hosts) as _)]);
+    let backends: BTreeMap<BackendKind, Arc<dyn Backend>> = BTreeMap::from([
+        (BackendKind::Local, Arc::new(local) as _),
+        (BackendKind::Static, Arc::new(hosts) as _),
+        (BackendKind::Slurm, Arc::new(slurm) as _),
+    ]);
     Ok(Allocator::new(ctx, Arc::clone(config), board, backends))
 }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use drover_config::ProviderConfig;
+use drover_config::{Backend, ProviderConfig};
 use drover_proto::common::LaunchSpec;
 use drover_types::{AgentKind, ErrorCode, Failure, UnknownName};
 
+use crate::slurm::Order;
 use crate::walltime;
 
 /// One file of a skills bundle.
@@ -33,6 +34,8 @@ pub struct Spec {
     pub skills: Vec<Skill>,
     /// How long the allocation may last; no limit when absent.
     pub time_limit: Option<Duration>,
+    /// What is asked of Slurm; only for a launch there.
+    pub slurm: Option<Order>,
 }
 
 /// The most nodes a swarm may have on any backend; a typing error must not fill a disk with directories.
@@ -80,13 +83,19 @@ impl Spec {
             })?;
             Ok(Skill { path: file.path.clone(), content: file.content.clone() })
         });
+        let time_limit = walltime::parse(time)?;
+        let slurm = match provider.backend {
+            Backend::Slurm => Some(Order::parse(asked, provider, time_limit)?),
+            _ => None,
+        };
         Ok(Self {
+            slurm,
             node_count: asked.node_count,
             agent,
             settings: settings.collect(),
             agents_md: asked.agents_md.clone(),
             skills: skills.collect::<Result<_, Failure>>()?,
-            time_limit: walltime::parse(time)?,
+            time_limit,
         })
     }
 }

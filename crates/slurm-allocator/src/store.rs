@@ -18,6 +18,7 @@ use thiserror::Error;
 use crate::catalogue::BackendKind;
 use crate::core::SwarmRecord;
 use crate::files;
+use crate::slurm::SlurmRecord;
 
 /// The format that is written.
 const VERSION: u32 = 1;
@@ -49,6 +50,9 @@ pub(crate) struct Record {
     /// Hosts of the nodes, by index; of the static backend only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) hosts: Vec<String>,
+    /// Its job; of the Slurm backend only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) slurm: Option<SlurmRecord>,
     /// Nodes and their end.
     #[serde(flatten)]
     pub(crate) swarm: SwarmRecord,
@@ -194,6 +198,7 @@ mod tests {
             host: "h".into(),
             boot_id: "b".into(),
             hosts: Vec::new(),
+            slurm: None,
             swarm: SwarmRecord {
                 release: None,
                 limit: None,

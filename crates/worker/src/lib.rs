@@ -31,6 +31,7 @@ mod metrics;
 mod node;
 mod run;
 mod shell;
+mod slurm;
 mod spans;
 mod static_host;
 mod store;

@@ -1,7 +1,7 @@
 //! From arguments and configuration to a serving worker.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::grpc::Door;
 use crate::metrics::Metrics;
 use crate::node::{Identity, TakenOver};
+use crate::slurm;
 use crate::static_host::{self, HostName, StaticHost};
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7953);
@@ -24,38 +25,42 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr
 pub struct WorkerArgs {
     /// Swarm that the node belongs to
     #[arg(long, value_name = "ID", env = "DROVER_SWARM_ID")]
-    swarm_id: Option<SwarmId>,
+    pub(crate) swarm_id: Option<SwarmId>,
     /// Index of the node in its swarm, from 0
     #[arg(long, value_name = "INDEX", env = "DROVER_NODE_ID")]
-    node_id: Option<NodeIndex>,
+    pub(crate) node_id: Option<NodeIndex>,
     /// Incarnation of the node's worker, from 1; without it the next that is free
     #[arg(long, value_name = "N", env = "DROVER_GENERATION")]
-    generation: Option<Generation>,
+    pub(crate) generation: Option<Generation>,
     /// The backend's name of the allocation
     #[arg(long, value_name = "ID", env = "DROVER_JOB_ID")]
-    job_id: Option<JobId>,
+    pub(crate) job_id: Option<JobId>,
     /// Root of the mailbox
     #[arg(long, value_name = "DIR", env = "DROVER_MAILBOX")]
-    mailbox: Option<PathBuf>,
+    pub(crate) mailbox: Option<PathBuf>,
     /// Directory of the node, on local disk; with --static that of all nodes [default: nodes/ of the state directory]
     #[arg(long, value_name = "DIR", env = "DROVER_NODE_DIR")]
-    node_dir: Option<PathBuf>,
+    pub(crate) node_dir: Option<PathBuf>,
     /// Agent to run: codex or echo; without it worker.agent of the configuration
     #[arg(long, value_name = "NAME", env = "DROVER_AGENT")]
-    agent: Option<String>,
+    pub(crate) agent: Option<String>,
     /// Directory of the node's key and certificate; without it the node takes no part in the gossip
     #[arg(long, value_name = "DIR", env = "DROVER_IDENTITY")]
-    identity: Option<PathBuf>,
+    pub(crate) identity: Option<PathBuf>,
     /// Serve whatever node the static backend assigns to this host, one after another, until told to end
     #[arg(long = "static")]
-    static_host: bool,
+    pub(crate) static_host: bool,
+    /// This is a task of a Slurm job: node, job and directory are what Slurm's environment says
+    #[arg(long, conflicts_with = "static_host")]
+    pub(crate) slurm: bool,
     /// Name of this host in cluster.hosts [default: the system's]
     #[arg(long, value_name = "NAME", requires = "static_host")]
-    host: Option<HostName>,
+    pub(crate) host: Option<HostName>,
 }
 
 impl Identity {
-    fn of(args: WorkerArgs, config: &WorkerConfig) -> anyhow::Result<Self> {
+    fn of(args: WorkerArgs, config: &WorkerConfig, state: &Path) -> anyhow::Result<Self> {
+        let args = if args.slurm { slurm::fill(args, |name| std::env::var(name).ok(), state)? } else { args };
         let dir = |path: PathBuf| std::path::absolute(path).context("a directory name that cannot be used");
         let agent = match args.agent.as_deref().filter(|name| !name.is_empty()) {
             Some(name) => name.parse().map_err(|error| usage(format!("--agent: {error}")))?,
@@ -92,7 +97,8 @@ impl Daemon for Worker {
     type Args = WorkerArgs;
 
     fn instance(args: &WorkerArgs) -> String {
-        match (&args.swarm_id, args.node_id) {
+        let node = args.node_id.or_else(|| slurm::node(|name| std::env::var(name).ok()).filter(|_| args.slurm));
+        match (&args.swarm_id, node) {
             _ if args.static_host => format!("worker-static-{}", HostName::or_this(args.host.clone())),
             (Some(swarm), Some(node)) => format!("worker-{swarm}-{node}"),
             _ => Self::NAME.to_owned(),
@@ -110,7 +116,7 @@ impl Daemon for Worker {
             let listener = ctx.bind("the worker", explicit, DEFAULT_LISTEN)?;
             return static_host::serve(host, &ctx, listener).await;
         }
-        let identity = Identity::of(args, &config.worker)?;
+        let identity = Identity::of(args, &config.worker, ctx.state().path())?;
         let listener = ctx.bind("the worker", explicit, DEFAULT_LISTEN)?;
         let settings = config.worker.clone();
         let taken = tokio::task::spawn_blocking(move || TakenOver::take(identity, &settings)).await??;

@@ -221,6 +221,7 @@ impl Backend for Local {
             host: self.shared.host.clone(),
             boot_id: self.shared.boot_id.clone(),
             hosts: Vec::new(),
+            slurm: None,
             swarm: SwarmRecord { release: None, limit: None, over_us: None, nodes: Vec::new() },
         };
         let shared = Arc::clone(&self.shared);

@@ -92,6 +92,7 @@ mod tests {
             agents_md: "rules".into(),
             skills: vec![skill("old/SKILL.md")],
             time_limit: None,
+            slurm: None,
         };
         prepare_mailbox(&mailbox, &swarm, &spec).unwrap();
         spec.skills = vec![skill("fmt/SKILL.md"), skill("fmt/deep/x.txt")];

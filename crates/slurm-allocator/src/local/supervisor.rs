@@ -350,6 +350,7 @@ impl Supervisor {
             swarm: self.record.swarm_id.clone(),
             job: self.record.job_id.clone(),
             state,
+            backend_state: state.word().to_owned(),
             reason,
             nodes: self.core.nodes(&self.shared.host),
             backend: self.record.backend,

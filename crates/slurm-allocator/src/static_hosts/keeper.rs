@@ -258,6 +258,7 @@ impl Keeper {
             swarm: self.record.swarm_id.clone(),
             job: self.record.job_id.clone(),
             state,
+            backend_state: state.word().to_owned(),
             reason: reason.to_owned(),
             nodes,
             backend: self.record.backend,

@@ -258,6 +258,7 @@ impl StaticHosts {
             settings: spec.settings.clone(),
             host: self.shared.host.clone(),
             boot_id: String::new(),
+            slurm: None,
             swarm: SwarmRecord { release: None, limit: None, over_us: None, nodes: vec![node; hosts.len()] },
             hosts,
         };

@@ -1,0 +1,223 @@
+//! Swarms on Slurm, from a login host that is this host, over programs that answer as Slurm's do and run jobs as processes here.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use drover_e2e::cli::{json, json_lines, ok, run};
+use drover_testkit::cluster::{Cluster, scratch_dir, signal};
+use drover_testkit::fake_slurm::{FakeSlurm, Kind, Plan};
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn must<T>(result: anyhow::Result<T>) -> T {
+    result.unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within 60 s");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// An instance on the login host of a fake cluster. The fields end in this order: the instance first.
+struct Site {
+    cluster: Cluster,
+    slurm: FakeSlurm,
+    _dir: TempDir,
+}
+
+impl Site {
+    async fn start() -> Self {
+        let dir = must(scratch_dir("slurm-"));
+        let path = |name: &str| dir.path().join(name);
+        let slurm = must(FakeSlurm::start(&path("fake"), &Plan::default()));
+        let config = format!(
+            "cluster:\n  slurm: {{ssh: none, workspace_root: {shared}, cluster_subdir: codeswarm, local_dir: {local}, poll: 2s}}\n\
+             worker: {{agent: echo, drain_grace: 1s}}\n",
+            shared = path("shared").display(),
+            local = path("local").display(),
+        );
+        for made in ["shared", "local"] {
+            std::fs::create_dir(path(made)).unwrap();
+        }
+        let mut cluster = must(Cluster::prepare(&config));
+        cluster.set_env("PATH", must(slurm.path()));
+        must(cluster.up().await);
+        Self { cluster, slurm, _dir: dir }
+    }
+
+    fn status(&self, swarm: &str) -> Value {
+        must(json(&self.cluster, &["status", swarm, "--json"]))
+    }
+
+    /// Waits until the status of a swarm is as described.
+    fn wait_status(&self, swarm: &str, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+        wait_for(what, || Some(self.status(swarm)).filter(&is))
+    }
+
+    fn launch(&self, more: &[&str]) -> Value {
+        let args = [&["launch", "--partition", "batch", "--time", "00:10:00", "--detach", "--json"], more].concat();
+        must(json(&self.cluster, &args))
+    }
+
+    /// One of Slurm's programs, called by somebody else.
+    fn slurm(&self, args: &[&str]) {
+        let output = Command::new(self.slurm.bin().join(args[0])).args(&args[1..]).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn generations(&self, swarm: &str) -> Vec<u64> {
+        let nodes = self.status(swarm)["nodes"].as_array().unwrap().clone();
+        nodes.iter().map(|node| node["generation"].as_u64().unwrap_or(0)).collect()
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swarm_on_slurm_from_its_launch_to_its_end() {
+    let site = Site::start().await;
+    let cluster = &site.cluster;
+    for (args, words) in [
+        (&["launch", "--nodes", "1", "--time", "10"][..], "partition is required"),
+        (&["launch", "--nodes", "1", "--partition", "batch"], "time is required"),
+        (&["launch", "--nodes", "1", "--partition", "nosuch", "--time", "10"], "the cluster has batch, off, short"),
+        (&["launch", "--nodes", "5", "--partition", "batch", "--time", "10"], "has 4 nodes, 5 were asked for"),
+        (&["launch", "--nodes", "1", "--partition", "short", "--time", "10"], "allows 00:05:00"),
+        (&["launch", "--nodes", "1", "--partition", "batch", "--time", "soon"], "is no time limit"),
+        (&["launch", "--nodes", "1", "--partition", "$(touch x)", "--time", "10"], "partition cannot be"),
+        (
+            &["launch", "--nodes", "1", "--partition", "batch", "--time", "10", "--account", "nobody"],
+            "Slurm refused the job",
+        ),
+    ] {
+        let refused = must(run(cluster, args));
+        assert_eq!(refused.code, 1, "{args:?}: {}{}", refused.stdout, refused.stderr);
+        assert!(refused.stderr.contains(words), "{args:?}: {}", refused.stderr);
+    }
+    assert!(must(site.slurm.cluster()).jobs.is_empty());
+
+    // As the mission shows it.
+    let prompt = "You are a focused autonomous agent.";
+    let launched = must(ok(
+        cluster,
+        &[
+            "launch",
+            "--nodes",
+            "4",
+            "--partition",
+            "batch",
+            "--time",
+            "00:10:00",
+            "--agent",
+            "echo",
+            "--prompt",
+            prompt,
+        ],
+    ));
+    let answers = launched.stdout.lines().filter(|line| line.starts_with("node ") && line.ends_with(prompt)).count();
+    assert_eq!(answers, 4, "{}", launched.stdout);
+    let status = site.status("last");
+    let swarm = text(&status, "swarm_id").to_owned();
+    assert_eq!((text(&status, "slurm_state"), text(&status, "status")), ("RUNNING", "running"), "{status}");
+    assert_eq!((text(&status, "partition"), text(&status, "time")), ("batch", "00:10:00"));
+    let jobs = must(site.slurm.cluster()).jobs;
+    assert_eq!(jobs.len(), 1, "one swarm is one job");
+    let (id, job) = jobs.first_key_value().unwrap();
+    assert_eq!(text(&status, "job_id"), id.to_string());
+    assert_eq!(job.asked.name, format!("drover-{swarm}.1"));
+    let said = must(ok(cluster, &["inject", &swarm, "--prompt", "Optimize GEMM tiling."]));
+    assert_eq!(said.stdout.matches("Optimize GEMM tiling.").count(), 4, "{}", said.stdout);
+
+    // Put back into the queue: the same job, the next generation of every worker.
+    site.slurm(&["scontrol", "requeue", &id.to_string()]);
+    site.wait_status(&swarm, "the job runs again", |status| {
+        text(status, "slurm_state") == "RUNNING"
+            && text(status, "status") == "running"
+            && site.generations(&swarm).iter().all(|&generation| generation == 2)
+    });
+    let said = must(ok(cluster, &["inject", &swarm, "--prompt", "once more"]));
+    assert_eq!(said.stdout.matches("once more").count(), 4, "{}", said.stdout);
+    assert_eq!(must(site.slurm.cluster()).jobs.len(), 1);
+
+    must(ok(cluster, &["terminate", &swarm]));
+    // Workers that were told to end may be faster than scancel.
+    let over = site.wait_status(&swarm, "the end is confirmed", |status| {
+        matches!(text(status, "slurm_state"), "CANCELLED" | "COMPLETED") && text(status, "status") == "terminated"
+    });
+    assert_eq!(text(&over, "job_id"), id.to_string());
+    wait_for("nothing runs any more", || must(site.slurm.processes()).is_empty().then_some(()));
+    let events = must(json_lines(cluster, &["events", "--since", "0", "--swarm", &swarm, "--json"]));
+    let byes: BTreeSet<u64> = events
+        .iter()
+        .filter(|event| event["event"] == "worker_bye")
+        .filter_map(|event| event["node_id"].as_u64())
+        .collect();
+    assert_eq!(byes.len(), 4, "each worker took its leave");
+    let squeues = must(site.slurm.calls()).into_iter().filter(|call| call.command == "squeue");
+    assert!(squeues.into_iter().all(|call| call.args.contains(&"--me".to_owned())), "one question for all jobs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_slurm_does_to_a_swarm_is_told_and_nothing_is_submitted_twice() {
+    let site = Site::start().await;
+    let cluster = &site.cluster;
+    // The answer of sbatch is lost; the job is there.
+    must(site.slurm.fault("sbatch", Kind::Timeout { done: true }, Some(1)));
+    let first = site.launch(&["--nodes", "2"]);
+    let swarm = text(&first, "swarm_id").to_owned();
+    assert_eq!(must(site.slurm.cluster()).jobs.len(), 1);
+
+    // Nobody can say how it is: nothing changes, and the workers go on.
+    must(site.slurm.fault("*", Kind::Unreachable { after_ms: 10 }, None));
+    let away = |status: &Value| status["nodes"].to_string().contains("cannot be reached since");
+    let told = site.wait_status(&swarm, "the controller is said to be away", away);
+    assert_eq!((text(&told, "slurm_state"), text(&told, "status")), ("RUNNING", "running"), "{told}");
+    let said = must(ok(cluster, &["inject", &swarm, "--prompt", "still there"]));
+    assert_eq!(said.stdout.matches("still there").count(), 2, "{}", said.stdout);
+
+    // Meanwhile the allocator is killed.
+    let before = cluster.daemon("slurm-allocator").unwrap();
+    signal(before.pid, Signal::KILL).unwrap();
+    wait_for("another allocator runs", || cluster.daemon("slurm-allocator").filter(|now| *now != before));
+    must(site.slurm.set(|settings| settings.faults.clear()));
+    site.wait_status(&swarm, "the job is seen again", |status| {
+        text(status, "slurm_state") == "RUNNING" && !away(status)
+    });
+
+    // A second one waits, and says for what.
+    let args = ["launch", "--nodes", "4", "--partition", "batch", "--time", "10", "--detach"];
+    let mut waiting =
+        cluster.command(&args).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let pending = wait_for("the second job waits", || {
+        let listed = must(json(cluster, &["list", "--json"]));
+        let other = listed.as_array()?.iter().find(|other| text(other, "swarm_id") != swarm)?.clone();
+        let other = site.status(text(&other, "swarm_id"));
+        (text(&other, "slurm_state") == "PENDING" && text(&other, "reason").contains("Resources")).then_some(other)
+    });
+    assert!(text(&pending, "reason").contains("waits since"), "{pending}");
+
+    // Cancelled by somebody else.
+    site.slurm(&["scancel", text(&first, "job_id")]);
+    let over = site.wait_status(&swarm, "the end is seen", |status| text(status, "slurm_state") == "CANCELLED");
+    assert!(text(&over, "reason").contains("cancelled from outside"), "{over}");
+    // Then there is room for the other one.
+    let second = text(&pending, "swarm_id").to_owned();
+    site.wait_status(&second, "the second job runs", |status| text(status, "status") == "running");
+    assert_eq!(waiting.wait().unwrap().code(), Some(0));
+    let said = must(ok(cluster, &["inject", &second, "--prompt", "hello"]));
+    assert_eq!(said.stdout.matches("hello").count(), 4, "{}", said.stdout);
+    must(ok(cluster, &["terminate", &second]));
+    assert_eq!(must(site.slurm.cluster()).jobs.len(), 2, "two swarms, two jobs");
+    wait_for("nothing runs any more", || must(site.slurm.processes()).is_empty().then_some(()));
+}
