@@ -35,6 +35,7 @@ enum Job {
     Append(Vec<Append>, oneshot::Sender<Vec<(usize, DeliveryResult)>>),
     Close(SwarmId, oneshot::Sender<()>),
     CloseNode(NodeKey),
+    CloseAll,
 }
 
 /// One record, and its place in the request.
@@ -132,6 +133,15 @@ impl Inboxes {
     pub(crate) fn close_node(&self, node: NodeKey) {
         if let Some(shard) = self.shards.get(node.place(SHARDS)) {
             let _ = shard.try_send(Job::CloseNode(node));
+        }
+    }
+
+    /// Closes every inbox: nobody is here who would deliver, and whoever does next may do it through another follower. One that
+    /// goes on with a file that the other has added to would write into the midst of it.
+    pub(crate) async fn close_all(&self) {
+        for shard in &self.shards {
+            // A shard that is gone has closed everything.
+            let _ = shard.send(Job::CloseAll).await;
         }
     }
 }
@@ -240,6 +250,7 @@ impl Shard {
                 let _ = answer.send(());
             }
             Job::CloseNode(node) => self.close(&node),
+            Job::CloseAll => self.close_down_to(0),
         }
     }
 

@@ -19,6 +19,7 @@ use tracing::{debug, info};
 use crate::lane::{Bell, Command, Lane};
 use crate::refs::{self, NodeKey};
 use crate::run::Shared;
+use crate::usage::Use;
 
 /// Lines that may wait for one client, in KiB. When it reads slowly its lanes wait; nobody else does.
 const BUDGET_KIB: u32 = 4 << 10;
@@ -100,7 +101,8 @@ where
     }
     shared.register(&bells);
     shared.metrics.streams.inc();
-    let session = Session { shared: Arc::clone(shared), bells, queue, stop: stop.clone() };
+    let used = shared.usage.begin();
+    let session = Session { shared: Arc::clone(shared), bells, queue, stop: stop.clone(), _used: used };
     shared.ctx.spawn("follow", session.run(requests));
     Responses { queue: responses, _stop: stop.drop_guard() }
 }
@@ -119,6 +121,7 @@ struct Session {
     bells: Vec<Arc<Bell>>,
     queue: mpsc::Sender<Item>,
     stop: CancellationToken,
+    _used: Use,
 }
 
 impl Session {
@@ -166,6 +169,10 @@ impl Session {
             }
         };
         self.bells.iter().for_each(|bell| bell.stop());
+        // Only a follower that ends by itself has others of its kind on other login hosts.
+        if self.shared.settings.end_when_idle.is_some() && self.shared.metrics.streams.get() <= 1 {
+            self.shared.inboxes.close_all().await;
+        }
         if let Some(failure) = failure {
             info!(%failure, "follow stream ended");
             let last = Item { response: Err(status_of(&failure)), _permit: None };

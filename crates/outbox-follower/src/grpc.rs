@@ -28,6 +28,7 @@ impl MailboxService for Follower {
     type FollowStream = BoxStream<'static, Result<FollowResponse, Status>>;
 
     async fn deliver(&self, request: Request<DeliverRequest>) -> Result<Response<DeliverResponse>, Status> {
+        let _used = self.shared().usage.begin();
         let results = self.shared().inboxes.deliver(request.into_inner().deliveries).await;
         Ok(Response::new(DeliverResponse { results }))
     }
@@ -40,6 +41,7 @@ impl MailboxService for Follower {
         &self,
         request: Request<RemoveSwarmRequest>,
     ) -> Result<Response<RemoveSwarmResponse>, Status> {
+        let _used = self.shared().usage.begin();
         let swarm = refs::swarm(&request.get_ref().swarm_id).map_err(|failure| status_of(&failure))?;
         match self.remove(&swarm).await {
             Ok(removed) => {

@@ -24,6 +24,7 @@ mod refs;
 mod run;
 mod schedule;
 mod settings;
+mod usage;
 mod watch;
 
 pub use metrics::Metrics;

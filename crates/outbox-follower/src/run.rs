@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use drover_config::Config;
@@ -16,6 +17,7 @@ use crate::deliver::Inboxes;
 use crate::lane::Bell;
 use crate::metrics::Metrics;
 use crate::settings::{FollowerArgs, Settings};
+use crate::usage::Usage;
 use crate::watch::Watches;
 
 /// Where it listens unless told otherwise.
@@ -35,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) watches: Arc<Watches>,
     pub(crate) inboxes: Inboxes,
+    pub(crate) usage: Usage,
     /// Lanes of one stream.
     pub(crate) lanes: usize,
     /// Lanes of all streams.
@@ -67,8 +70,13 @@ impl Follower {
         if let Some(name) = network {
             warn!(file_system = name, hot_poll = ?settings.hot_poll, cold_poll = ?settings.cold_poll, "the mailbox is on a network file system: outboxes are polled");
         }
+        let usage = Usage::new();
+        if let Some(long) = settings.end_when_idle {
+            end_when_idle(ctx, usage.clone(), long);
+        }
         Ok(Self {
             shared: Arc::new(Shared {
+                usage,
                 watches: Arc::new(Watches::new(watch)),
                 inboxes: Inboxes::start(&settings, ctx, &metrics),
                 lanes: if network.is_some() { NETWORK_LANES } else { 1 },
@@ -95,6 +103,17 @@ impl Follower {
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
+}
+
+/// Ends the daemon in order when nobody has used it for so long.
+fn end_when_idle(ctx: &Context, usage: Usage, long: Duration) {
+    let stopping = ctx.shutdown().clone();
+    ctx.spawn("idle end", async move {
+        if stopping.run_until_cancelled(usage.idle_for(long)).await.is_some() {
+            info!(idle = ?long, "nobody uses this follower any more: ending");
+            stopping.cancel();
+        }
+    });
 }
 
 /// The root, made when it is missing, without links and relative parts: what the file watcher says starts with it.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use drover_config::Config;
+use drover_config::{Config, HumanDuration};
 use rustix::process::{Resource, getrlimit};
 
 /// Flags of the follower's own.
@@ -12,6 +12,9 @@ pub struct FollowerArgs {
     /// Mailbox root; without it the one of the configured cluster, else `mailbox` in the state directory
     #[arg(long, value_name = "DIR")]
     pub mailbox: Option<PathBuf>,
+    /// End when nobody has used it for so long, such as 30m; without it as follower.end_when_idle says
+    #[arg(long, value_name = "DURATION")]
+    pub end_when_idle: Option<HumanDuration>,
 }
 
 /// Everything a follower has to know.
@@ -29,6 +32,8 @@ pub struct Settings {
     pub watch: bool,
     /// Most inboxes, and most outboxes per stream, that are held open at a time.
     pub max_open: usize,
+    /// It ends when nobody has used it for so long; never when absent.
+    pub end_when_idle: Option<Duration>,
 }
 
 impl Settings {
@@ -41,6 +46,7 @@ impl Settings {
             segment_bytes: config.follower.segment_bytes.get(),
             watch: true,
             max_open: max_open(getrlimit(Resource::Nofile).current),
+            end_when_idle: args.end_when_idle.or(config.follower.end_when_idle).map(HumanDuration::get),
         }
     }
 }
@@ -59,7 +65,8 @@ mod tests {
         let state = Path::new("/state");
         let mut config = Config::default();
         let root = |config: &Config, flag: Option<&str>| {
-            Settings::new(config, FollowerArgs { mailbox: flag.map(PathBuf::from) }, state).mailbox
+            Settings::new(config, FollowerArgs { mailbox: flag.map(PathBuf::from), ..FollowerArgs::default() }, state)
+                .mailbox
         };
         assert_eq!(root(&config, None), Path::new("/state/mailbox"));
         config.cluster.workspace_root = Some("/shared".to_owned());

@@ -48,8 +48,11 @@ fn rig(change: impl FnOnce(&mut Settings)) -> Rig {
 fn rig_in(dir: TempDir, change: impl FnOnce(&mut Settings)) -> Rig {
     let ctx = Context::for_test("outbox-follower", &dir.path().join("state"));
     let root = dir.path().join("mailbox");
-    let mut settings =
-        Settings::new(&Config::default(), FollowerArgs { mailbox: Some(root.clone()) }, ctx.state().path());
+    let mut settings = Settings::new(
+        &Config::default(),
+        FollowerArgs { mailbox: Some(root.clone()), ..FollowerArgs::default() },
+        ctx.state().path(),
+    );
     // What is not told and not hot must not be found by chance.
     settings.cold_poll = NEVER;
     change(&mut settings);
@@ -227,7 +230,7 @@ async fn a_killed_reader_goes_on_at_its_cursor() {
     let second = Follower::start(
         Settings::new(
             &Config::default(),
-            FollowerArgs { mailbox: Some(first.mailbox.root().to_owned()) },
+            FollowerArgs { mailbox: Some(first.mailbox.root().to_owned()), ..FollowerArgs::default() },
             first.dir.path(),
         ),
         &Context::for_test("outbox-follower", &first.dir.path().join("other")),
@@ -697,4 +700,51 @@ async fn outboxes_beyond_the_watch_limit_are_polled() {
             eprintln!("not run: no user namespace to be had");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_nobody_uses_ends_by_itself() {
+    let idle = Duration::from_millis(200);
+    let config = drover_config::Config::from_text(
+        "test.yaml",
+        "follower: {end_when_idle: 200ms}",
+        &std::collections::BTreeMap::new(),
+    )
+    .unwrap()
+    .0;
+    let configured = Settings::new(&config, FollowerArgs::default(), Path::new("/state")).end_when_idle;
+    assert_eq!(configured, Some(idle));
+    let flag = FollowerArgs { end_when_idle: Some("5m".parse().unwrap()), ..FollowerArgs::default() };
+    assert_eq!(Settings::new(&config, flag, Path::new("/state")).end_when_idle, Some(Duration::from_mins(5)));
+    let settings = Settings::new(&Config::default(), FollowerArgs::default(), Path::new("/state"));
+    assert_eq!(settings.end_when_idle, None, "one beside a router stays");
+
+    let rig = rig(|settings| settings.end_when_idle = Some(Duration::from_secs(2)));
+    let following = rig.follow();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(!rig.ctx.shutdown().is_cancelled(), "it is in use");
+    drop(following);
+    wait_until("its end", || rig.ctx.shutdown().is_cancelled()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_two_followers_goes_on_where_the_other_stopped() {
+    // A cluster with two login hosts: whoever comes back may be sent to the other one.
+    let rig = rig(|settings| settings.end_when_idle = Some(NEVER));
+    let mut client = rig.client();
+    let mut deliver = async |record: &str| {
+        let request = DeliverRequest { deliveries: vec![delivery(0, record)] };
+        client.deliver(request).await.unwrap().into_inner().results
+    };
+    let here = rig.follow();
+    assert_eq!(deliver("{\"a\":1}").await, [ok()]);
+    drop(here);
+    let held = || rig.follower.metrics().open_files.get();
+    wait_until("the inbox to be closed", || held() == 0).await;
+    let mut other = StreamWriter::open(rig.mailbox.inbox_dir(&swarm(), NodeIndex(0)), 1 << 20).unwrap();
+    other.append(b"{\"b\":2}\n").unwrap();
+    drop(other);
+    let _here = rig.follow();
+    assert_eq!(deliver("{\"c\":3}").await, [ok()]);
+    assert_eq!(rig.inbox(0), ["{\"a\":1}", "{\"b\":2}", "{\"c\":3}"]);
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::core::Core;
 use crate::core::members::MembersView;
-use crate::core::model::SwarmView;
+use crate::core::model::{Side, SwarmView};
 use crate::core::ring::RingSaid;
 use crate::log::EventLog;
 
@@ -85,7 +85,7 @@ impl Registry {
             approvals,
             approvals_version: core.book.approvals_version,
             allocator_error: core.book.allocator.error.clone(),
-            follower_error: core.book.follower.error.clone(),
+            follower_error: core.book.followers.of(&Side::default()).error,
             listing: OnceLock::new(),
         }
     }

@@ -99,6 +99,10 @@ async fn answered<T, F: Future<Output = Result<T, tonic::Status>>>(call: impl Fn
 
 async fn launch(client: &Client, request_id: &str, nodes: u32, prompt: &str) -> Result<pb::Swarm, tonic::Status> {
     let spec = LaunchSpec { node_count: nodes, system_prompt: prompt.into(), ..LaunchSpec::default() };
+    launch_spec(client, request_id, spec).await
+}
+
+async fn launch_spec(client: &Client, request_id: &str, spec: LaunchSpec) -> Result<pb::Swarm, tonic::Status> {
     let request = pb::LaunchSwarmRequest { request_id: request_id.into(), spec: Some(spec), ..Default::default() };
     let mut steps = client.clone().launch_swarm(request).await?.into_inner();
     while let Some(step) = steps.message().await? {
@@ -282,5 +286,71 @@ async fn a_hung_backend_slows_nobody_down_and_changes_no_status() {
     assert!(!told.backend_error.is_empty());
     let status = client.get_swarm(pb::GetSwarmRequest { swarm_id: "nope".into() }).await.unwrap_err();
     assert_eq!((failure_of(&status).code, status.message()), (ErrorCode::UnknownSwarm, "unknown swarm_id"));
+    router.stop().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swarm_of_a_cluster_goes_through_its_own_follower_and_waits_for_it_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (near_files, allocations, _contexts) = fakes::start(dir.path());
+    let far_files = Arc::clone(&allocations.far);
+    let mut router = Running::start(dir.path());
+    let client = client(dir.path());
+    let near = answered(|| launch(&client, "near", 2, "")).await;
+
+    // Nothing leads to the cluster yet: its swarm waits and says for what, the other works.
+    let spec = LaunchSpec { node_count: 2, provider: "far".into(), ..LaunchSpec::default() };
+    let waiting = {
+        let (client, spec) = (client.clone(), spec.clone());
+        async move { answered(|| launch_spec(&client, "far", spec.clone())).await }
+    };
+    let meanwhile = async {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let far_id = loop {
+            let listed = client.clone().list_swarms(pb::ListSwarmsRequest {}).await.unwrap().into_inner().swarms;
+            if let Some(swarm) = listed.iter().find(|swarm| swarm.swarm_id != near.swarm_id) {
+                let subject = swarm.swarm_id.clone();
+                let why = client.clone().explain(pb::ExplainRequest { subject }).await.unwrap().into_inner();
+                if why.because.iter().any(|words| words.contains(fakes::FAR)) {
+                    break swarm.swarm_id.clone();
+                }
+            }
+            assert!(Instant::now() < deadline, "nobody says what it waits for: {listed:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        answered(|| inject(&client, "n1", &near.swarm_id, "near prompt")).await;
+        (far_id, fakes::start_far(dir.path(), &far_files))
+    };
+    let (far, (far_id, way)) =
+        tokio::time::timeout(Duration::from_mins(1), async { tokio::join!(waiting, meanwhile) }).await.unwrap();
+    assert_eq!((far.swarm_id.as_str(), far.status.as_str()), (far_id.as_str(), "running"));
+
+    // The way there breaks and comes back, and so does the router.
+    far_files.lose_answers.store(3, Ordering::Relaxed);
+    far_files.break_streams.store(4, Ordering::Relaxed);
+    let mut way = Some(way);
+    for n in 0..10 {
+        if n == 3 {
+            way.take().unwrap().shutdown().cancel();
+            answered(|| inject(&client, "n2", &near.swarm_id, "still here")).await;
+            way = Some(fakes::start_far(dir.path(), &far_files));
+        }
+        if n == 6 {
+            router.kill();
+            router = Running::start(dir.path());
+        }
+        let (request, prompt) = (format!("f{n}"), format!("far prompt {n}"));
+        answered(|| inject(&client, &request, &far.swarm_id, &prompt)).await;
+    }
+    let wanted: Vec<String> = (0..10).map(|n| format!("far prompt {n}")).collect();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while far_files.executed(&far.swarm_id) != [wanted.clone(), wanted.clone()] {
+        assert!(Instant::now() < deadline, "{:?}", far_files.executed(&far.swarm_id));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let own = ["near prompt".to_owned(), "still here".to_owned()];
+    assert_eq!(near_files.executed(&near.swarm_id), [own.clone(), own]);
+    assert!(near_files.executed(&far.swarm_id).is_empty() && far_files.executed(&near.swarm_id).is_empty());
+    drop(way);
     router.stop().unwrap();
 }

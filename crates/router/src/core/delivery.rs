@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::effects::{DeliveryOrder, Effects, InboxBody, InboxRecord, Micros, Out, Topic};
 use super::inject::inject_step;
 use super::input::{DeliveryReport, Outcome};
-use super::model::{Book, Head, Node, Pending, Request, SwarmKey};
+use super::model::{Book, Head, Node, Pending, Request, Side, SwarmKey};
 use super::{Core, SECOND, of_node};
 
 /// Most records of one delivery to one node.
@@ -21,16 +21,16 @@ const REFUSED_FOR_GOOD: Micros = 60 * SECOND;
 impl Core {
     /// Sends what waits in the nodes' queues, where nothing is on its way.
     pub(super) fn pump_swarm(&mut self, key: SwarmKey, fx: &mut Effects) {
-        if !self.book.follower.is_up() {
+        let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        if !self.book.followers.is_up(&swarm.facts.side) {
             return;
         }
-        let Some(swarm) = self.swarms.get_mut(&key) else { return };
         // Before there is a job nobody can say whom a record is for; afterwards nobody reads it.
         if swarm.head.job.is_empty() || swarm.is_over() {
             return;
         }
         for node in &mut swarm.nodes {
-            pump(&swarm.head, node, fx);
+            pump(&swarm.head, &swarm.facts.side, node, fx);
         }
     }
 
@@ -88,7 +88,7 @@ impl Core {
         for id in written {
             self.book.mark_delivered(&swarm.head, &id, fx);
         }
-        pump_if_up(&self.book, &swarm.head, node, fx);
+        pump_if_up(&self.book, &swarm.head, &swarm.facts.side, node, fx);
         for (id, error) in refused {
             self.close_injection(&id, &error, ErrorCode::DeliveryFailed, fx);
         }
@@ -140,14 +140,14 @@ pub(super) fn queue_control(
     book.dirty.controls.push((key, index, seq));
 }
 
-fn pump_if_up(book: &Book, head: &Head, node: &mut Node, fx: &mut Effects) {
-    if book.follower.is_up() && !head.job.is_empty() {
-        pump(head, node, fx);
+fn pump_if_up(book: &Book, head: &Head, side: &Side, node: &mut Node, fx: &mut Effects) {
+    if book.followers.is_up(side) && !head.job.is_empty() {
+        pump(head, side, node, fx);
     }
 }
 
 /// Sends the front of a node's queue, unless something is on its way already.
-fn pump(head: &Head, node: &mut Node, fx: &mut Effects) {
+fn pump(head: &Head, side: &Side, node: &mut Node, fx: &mut Effects) {
     if node.in_flight > 0 || node.queue.is_empty() || !node.delivery.due(fx.now) {
         return;
     }
@@ -166,6 +166,7 @@ fn pump(head: &Head, node: &mut Node, fx: &mut Effects) {
     }
     node.in_flight = records.len();
     fx.out.push(Out::Deliver(DeliveryOrder {
+        side: Arc::clone(side),
         swarm: head.id.clone(),
         node: node.index,
         generation: node.facts.generation,

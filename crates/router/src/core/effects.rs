@@ -10,7 +10,7 @@ use drover_proto::router as pb;
 use drover_types::{Failure, InjectionId, NodeIndex, OutboxId, SwarmId};
 use uuid::Uuid;
 
-use super::model::{Cursor, Request, SwarmKey};
+use super::model::{Cursor, Request, Side, SwarmKey};
 
 /// Microseconds of Unix time.
 pub(crate) type Micros = u64;
@@ -161,6 +161,7 @@ impl InboxBody {
 /// Records for one inbox, in order.
 #[derive(Debug, Clone)]
 pub(crate) struct DeliveryOrder {
+    pub(crate) side: Side,
     pub(crate) swarm: SwarmId,
     pub(crate) node: NodeIndex,
     pub(crate) generation: u32,
@@ -185,12 +186,14 @@ pub(crate) enum Out {
     /// Tells everybody who waits.
     Step(Topic, Box<Step>),
     Deliver(DeliveryOrder),
-    Follow(OutboxId, Cursor),
-    Unfollow(OutboxId),
-    Hot(SwarmId, NodeIndex, bool),
+    Follow(Side, OutboxId, Cursor),
+    Unfollow(Side, OutboxId),
+    Hot(Side, SwarmId, NodeIndex, bool),
     Ensure(SwarmId, Arc<LaunchSpec>),
     Release(SwarmId, bool),
-    RemoveMailbox(SwarmId),
+    RemoveMailbox(Side, SwarmId),
+    /// Begins to talk to the follower of a side, or no longer does.
+    Reach(Side, bool),
 }
 
 /// Collects what one batch of inputs leads to.

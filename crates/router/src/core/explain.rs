@@ -6,7 +6,7 @@ use drover_types::{ErrorCode, Failure, InjectionId, InjectionState, NodeState, S
 use super::effects::Micros;
 use super::input::PriorInjection;
 use super::members::MemberState;
-use super::model::{ApprovalStatus, EndStage, Injection, Link, Node, Swarm, SwarmKey};
+use super::model::{ApprovalStatus, EndStage, Injection, Link, Node, Side, Swarm, SwarmKey};
 use super::{Core, SECOND};
 
 /// What is known and what to do.
@@ -97,7 +97,7 @@ impl Core {
             words.advise(format!("`drover approvals {}` shows them", swarm.head.id));
         }
         if !swarm.is_over() {
-            self.link_words(now, &mut words);
+            self.link_words(&facts.side, now, &mut words);
         }
         answer("swarm", swarm.head.id.to_string(), facts.status.as_str(), words)
     }
@@ -118,7 +118,7 @@ impl Core {
             words.say(format!("Its swarm is {}: {}.", swarm.facts.status, swarm.facts.reason));
         } else {
             self.node_words(swarm, node, now, &mut words);
-            self.link_words(now, &mut words);
+            self.link_words(&swarm.facts.side, now, &mut words);
         }
         Ok(answer("node", format!("{}/{}", swarm.head.id, node.index), node.state().as_str(), words))
     }
@@ -257,7 +257,7 @@ impl Core {
             words.advise(format!("`drover approve {}`, with --decline to refuse", approval.id));
         }
         if !injection.state.is_over() {
-            self.link_words(now, words);
+            self.link_words(&swarm.facts.side, now, words);
         }
     }
 
@@ -273,23 +273,33 @@ impl Core {
             .count()
     }
 
-    fn link_words(&self, now: Micros, words: &mut Words) {
-        let mut told = |what: &str, means: &str, link: &Link| {
+    fn link_words(&self, side: &Side, now: Micros, words: &mut Words) {
+        let mut told = |what: &str, means: &str, link: &Link, advice: String| {
             if !link.is_up() {
                 words.say(format!("The {what} stopped answering {}: {}. {means}", ago(now, link.since), link.error));
-                words
-                    .advise(format!("start it with `drover up`, or `drover daemon {what}`; `drover doctor` checks it"));
+                words.advise(advice);
             }
         };
+        let start =
+            |what: &str| format!("start it with `drover up`, or `drover daemon {what}`; `drover doctor` checks it");
         told(
             "slurm-allocator",
             "What the backend does is not known until it is back; nothing is given up.",
             &self.book.allocator,
+            start("slurm-allocator"),
         );
+        let (what, advice) = match side.split_once('@') {
+            // Before its allocation is known nothing is read of a swarm, on any side.
+            None => ("outbox-follower", start("outbox-follower")),
+            Some((_, cluster)) => {
+                (&**side, format!("`drover doctor --cluster {cluster}` looks at the way there; it is tried again"))
+            }
+        };
         told(
-            "outbox-follower",
+            what,
             "Prompts wait here and the workers' words in their outboxes until it is back.",
-            &self.book.follower,
+            &self.book.followers.of(side),
+            advice,
         );
     }
 }

@@ -9,7 +9,7 @@ use drover_types::{Failure, InjectionId, InjectionState, NodeIndex, OutboxId, Sw
 
 use super::effects::{Micros, Token, Word};
 use super::members::MembersWord;
-use super::model::Request;
+use super::model::{Request, Side};
 use super::ring::{NoteWord, Ring, RingSaid};
 
 /// One thing that happened.
@@ -21,8 +21,8 @@ pub(crate) enum Input {
     Interrupt(Token, InterruptOrder),
     Resolve(Token, ResolveOrder),
     /// A Follow stream is open and carries nothing yet.
-    FollowerUp,
-    FollowerDown(String),
+    FollowerUp(Side),
+    FollowerDown(Side, String),
     Records(RecordChunk),
     Delivered(DeliveryReport),
     AllocatorSnapshot {
@@ -219,6 +219,8 @@ pub(crate) struct Allocation {
     pub(crate) reason: String,
     pub(crate) backend: String,
     pub(crate) provider: String,
+    /// Name of the follower that reaches the files of its workers; empty is the one beside the router.
+    pub(crate) follower: String,
     pub(crate) nodes: Vec<AllocatedNode>,
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::effects::{Effects, Micros, Out, Step, Token, Topic};
 use super::input::{Allocation, LaunchOrder};
-use super::model::{Head, Node, NodeFacts, Request, Retry, Swarm, SwarmFacts, SwarmKey, Trouble};
+use super::model::{Head, Node, NodeFacts, Request, Retry, Side, Swarm, SwarmFacts, SwarmKey, Trouble};
 use super::{Core, SECOND, of_swarm};
 
 /// More nodes than any allocation we could follow.
@@ -61,6 +61,7 @@ impl Core {
             provider: place.as_ref().map_or_else(String::new, |place| place.backend.clone()),
             provider_id: place.map_or_else(|| spec.provider.clone(), |place| place.provider),
             agent: spec.agent.clone(),
+            side: Side::default(),
             created: fx.now,
             ended: 0,
             launched: false,
@@ -255,12 +256,18 @@ impl Core {
         if !allocation.provider.is_empty() {
             allocation.provider.clone_into(&mut facts.provider_id);
         }
+        // An allocator that says nothing of it does not move the files of a swarm.
+        if !allocation.follower.is_empty() && *facts.side != *allocation.follower {
+            facts.side = allocation.follower.as_str().into();
+        }
         if facts.status == SwarmStatus::Launching {
             allocation.reason.clone_into(&mut facts.reason);
         }
         if allocation.state == AllocationState::Running && facts.running_since == 0 {
             facts.running_since = fx.now;
         }
+        let side = Side::clone(&facts.side);
+        self.want_side(&side, fx);
         for node in &allocation.nodes {
             self.apply_node(key, node, fx);
         }

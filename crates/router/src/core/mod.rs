@@ -24,7 +24,7 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(crate) use view::approval_view;
 use effects::{Effects, Event, Micros, Word};
 use input::Input;
 use members::MembersView;
-use model::{Book, Dirty, Head, Link, Settings, Swarm, SwarmKey};
+use model::{Book, Dirty, Followers, Head, Link, Settings, Swarm, SwarmKey};
 
 /// One second, in our unit of time.
 pub(crate) const SECOND: Micros = 1_000_000;
@@ -68,13 +68,13 @@ impl Core {
                 requests: HashMap::new(),
                 approvals: BTreeMap::new(),
                 approvals_version: seq,
-                leftovers: BTreeSet::new(),
+                leftovers: BTreeMap::new(),
                 members: BTreeMap::new(),
                 members_view: MembersView::default(),
                 ring: None,
                 dirty: Dirty::default(),
                 allocator: Link::not_yet(),
-                follower: Link::not_yet(),
+                followers: Followers::not_yet(),
             },
         }
     }
@@ -93,8 +93,8 @@ impl Core {
                 self.book.leftovers.remove(&swarm);
                 self.book.dirty.leftovers_gone.push(swarm);
             }
-            Input::FollowerUp => self.follower_up(fx),
-            Input::FollowerDown(error) => self.follower_down(&error, fx),
+            Input::FollowerUp(side) => self.follower_up(&side, fx),
+            Input::FollowerDown(side, error) => self.follower_down(&side, &error, fx),
             Input::Records(chunk) => self.records(chunk, fx),
             Input::Delivered(report) => self.delivered(report, fx),
             Input::AllocatorSnapshot { begun_at, allocations } => self.snapshot(begun_at, allocations, fx),
@@ -138,6 +138,7 @@ impl Core {
         self.tick_swarms(fx);
         self.tick_nodes(fx);
         self.forget_old_swarms(fx);
+        self.leave_unwanted_sides(fx);
     }
 }
 

@@ -12,6 +12,10 @@ use super::effects::{InboxBody, Micros};
 use super::members::{Glance, MemberFacts, MembersView};
 use super::ring::{NoteWord, Ring, RingSaid};
 
+/// Which follower reaches the files of a swarm: empty is the one beside the router, else it is a name in the address book. A
+/// cluster that is reached over SSH has one of its own.
+pub(crate) type Side = Arc<str>;
+
 /// Key of a swarm in the database; grows with its age.
 pub(crate) type SwarmKey = i64;
 
@@ -136,6 +140,9 @@ pub(crate) struct SwarmFacts {
     pub(crate) provider: String,
     pub(crate) provider_id: String,
     pub(crate) agent: String,
+    /// The follower of its files, as the allocator names it.
+    #[serde(default)]
+    pub(crate) side: Side,
     pub(crate) created: Micros,
     pub(crate) ended: Micros,
     /// swarm_launched has been said.
@@ -376,6 +383,60 @@ impl Link {
     }
 }
 
+/// The followers, each with its own side of the files.
+#[derive(Debug, Clone)]
+pub(crate) struct Followers {
+    /// The one beside the router.
+    beside: Link,
+    /// Those of clusters that have swarms whose files are read.
+    elsewhere: BTreeMap<Side, Link>,
+}
+
+impl Followers {
+    pub(crate) fn not_yet() -> Self {
+        Self { beside: Link::not_yet(), elsewhere: BTreeMap::new() }
+    }
+
+    /// The one of a side. One that is not kept yet has not been reached yet.
+    pub(crate) fn of(&self, side: &Side) -> Link {
+        if side.is_empty() {
+            return self.beside.clone();
+        }
+        self.elsewhere.get(side).cloned().unwrap_or_else(Link::not_yet)
+    }
+
+    pub(crate) fn is_up(&self, side: &Side) -> bool {
+        if side.is_empty() { self.beside.is_up() } else { self.elsewhere.get(side).is_some_and(Link::is_up) }
+    }
+
+    /// Takes note of how it stands with one; whether that is news. Of one that nobody wants any more nothing is noted.
+    pub(crate) fn set(&mut self, side: &Side, now: Micros, error: &str) -> bool {
+        let link = if side.is_empty() { Some(&mut self.beside) } else { self.elsewhere.get_mut(side) };
+        link.is_some_and(|link| link.set(now, error))
+    }
+
+    /// Begins to keep one; false when it is kept already.
+    pub(crate) fn want(&mut self, side: &Side) -> bool {
+        if side.is_empty() || self.elsewhere.contains_key(side) {
+            return false;
+        }
+        self.elsewhere.insert(Arc::clone(side), Link::not_yet());
+        true
+    }
+
+    /// Lets go of those that are not among these, and names them.
+    pub(crate) fn keep_only(&mut self, wanted: &BTreeSet<Side>) -> Vec<Side> {
+        let gone: Vec<Side> = self.elsewhere.keys().filter(|side| !wanted.contains(*side)).cloned().collect();
+        self.elsewhere.retain(|side, _| wanted.contains(side));
+        gone
+    }
+
+    /// Whether there are any beside the one that is always kept.
+    pub(crate) fn any_elsewhere(&self) -> bool {
+        !self.elsewhere.is_empty()
+    }
+}
+
 /// What has to be written with the next commit, and shown after it.
 #[derive(Debug, Default)]
 pub(crate) struct Dirty {
@@ -390,7 +451,7 @@ pub(crate) struct Dirty {
     pub(crate) approvals: BTreeSet<String>,
     pub(crate) approvals_gone: Vec<String>,
     pub(crate) swarms_gone: Vec<SwarmKey>,
-    pub(crate) leftovers: Vec<SwarmId>,
+    pub(crate) leftovers: Vec<(SwarmId, Side)>,
     pub(crate) leftovers_gone: Vec<SwarmId>,
     /// Members whose row is to be written, or removed when they are no longer there.
     pub(crate) members: BTreeSet<String>,
@@ -442,7 +503,7 @@ pub(crate) struct Book {
     pub(crate) approvals: BTreeMap<String, Approval>,
     pub(crate) approvals_version: u64,
     /// Swarms that are forgotten but for their mailbox.
-    pub(crate) leftovers: BTreeSet<SwarmId>,
+    pub(crate) leftovers: BTreeMap<SwarmId, Side>,
     /// The members of the gossip by their id there.
     pub(crate) members: BTreeMap<String, MemberFacts>,
     pub(crate) members_view: MembersView,
@@ -450,7 +511,7 @@ pub(crate) struct Book {
     pub(crate) ring: Option<Ring>,
     pub(crate) dirty: Dirty,
     pub(crate) allocator: Link,
-    pub(crate) follower: Link,
+    pub(crate) followers: Followers,
 }
 
 /// A swarm as readers see it.

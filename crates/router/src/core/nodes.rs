@@ -1,12 +1,15 @@
 //! One node: what the allocator says of it, what its worker says of itself, and how often its outbox is looked at.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use drover_proto::allocator::WorkerState;
 use drover_types::{ErrorCode, Generation, NodeState, OutboxId};
 use serde_json::json;
 
 use super::effects::{Effects, Micros, Out};
 use super::input::AllocatedNode;
-use super::model::{Node, Stream, SwarmKey};
+use super::model::{Node, Side, Stream, Swarm, SwarmKey};
 use super::{Core, SECOND, of_node};
 
 /// How long after a node was given up its last words may take to be read.
@@ -118,7 +121,8 @@ impl Core {
         } else if told.state != WorkerState::Failed {
             node.facts.failed_since = 0;
         }
-        let reachable = self.book.follower.is_up();
+        let side = &swarm.facts.side;
+        let reachable = self.book.followers.is_up(side);
         for generation in 1..=told.generation {
             if node.streams.contains_key(&generation) {
                 continue;
@@ -128,18 +132,22 @@ impl Core {
             if reachable {
                 let outbox =
                     OutboxId { swarm: swarm.head.id.clone(), node: told.index, generation: Generation(generation) };
-                fx.out.push(Out::Follow(outbox, Stream::default().cursor));
+                fx.out.push(Out::Follow(Arc::clone(side), outbox, Stream::default().cursor));
             }
         }
         self.warm(key, told.index.0, fx);
     }
 
-    /// A Follow stream was opened: it has to be told everything.
-    pub(super) fn follower_up(&mut self, fx: &mut Effects) {
-        if self.book.follower.set(fx.now, "") {
+    /// A Follow stream was opened: it has to be told everything of its side.
+    pub(super) fn follower_up(&mut self, side: &Side, fx: &mut Effects) {
+        if self.book.followers.set(side, fx.now, "") {
             self.book.dirty.links_view = true;
         }
-        let keys: Vec<SwarmKey> = self.swarms.keys().copied().collect();
+        if !self.book.followers.is_up(side) {
+            return; // Nobody wants that side any more.
+        }
+        let on_side = |(&key, swarm): (&SwarmKey, &Swarm)| (swarm.facts.side == *side).then_some(key);
+        let keys: Vec<SwarmKey> = self.swarms.iter().filter_map(on_side).collect();
         for key in keys {
             let Some(swarm) = self.swarms.get_mut(&key) else { continue };
             if !Self::is_read(swarm, fx.now) {
@@ -153,7 +161,7 @@ impl Core {
                     stream.asked_again = 0;
                     let outbox =
                         OutboxId { swarm: swarm.head.id.clone(), node: node.index, generation: Generation(generation) };
-                    fx.out.push(Out::Follow(outbox, stream.cursor));
+                    fx.out.push(Out::Follow(Arc::clone(side), outbox, stream.cursor));
                 }
                 node.hot = false;
                 if !node.delivery.under_way {
@@ -166,9 +174,28 @@ impl Core {
     }
 
     /// The follower does not answer.
-    pub(super) fn follower_down(&mut self, error: &str, fx: &mut Effects) {
-        if self.book.follower.set(fx.now, error) {
+    pub(super) fn follower_down(&mut self, side: &Side, error: &str, fx: &mut Effects) {
+        if self.book.followers.set(side, fx.now, error) {
             self.book.dirty.links_view = true;
+        }
+    }
+
+    /// Sees to it that the follower of a side is talked to.
+    pub(super) fn want_side(&mut self, side: &Side, fx: &mut Effects) {
+        if self.book.followers.want(side) {
+            fx.out.push(Out::Reach(Arc::clone(side), true));
+        }
+    }
+
+    /// Lets go of the followers of clusters that nothing is to be read from any more: they end when nobody uses them.
+    pub(super) fn leave_unwanted_sides(&mut self, fx: &mut Effects) {
+        if !self.book.followers.any_elsewhere() {
+            return;
+        }
+        let read = self.swarms.values().filter(|swarm| Self::is_read(swarm, fx.now)).map(|swarm| &swarm.facts.side);
+        let wanted: BTreeSet<Side> = read.chain(self.book.leftovers.values()).cloned().collect();
+        for side in self.book.followers.keep_only(&wanted) {
+            fx.out.push(Out::Reach(side, false));
         }
     }
 
@@ -189,17 +216,19 @@ impl Core {
         let hot = !over && (ending || awaited || !node.open.is_empty());
         if hot != node.hot {
             node.hot = hot;
-            if self.book.follower.is_up() {
-                fx.out.push(Out::Hot(swarm.head.id.clone(), node.index, hot));
+            let side = &swarm.facts.side;
+            if self.book.followers.is_up(side) {
+                fx.out.push(Out::Hot(Arc::clone(side), swarm.head.id.clone(), node.index, hot));
             }
         }
     }
 
     /// What nodes put off: deliveries to try again, outboxes nobody writes any more, prompts of nodes that were given up.
     pub(super) fn tick_nodes(&mut self, fx: &mut Effects) {
-        let follower = self.book.follower.clone();
         let mut given_up = Vec::new();
         for (&key, swarm) in &mut self.swarms {
+            let side = &swarm.facts.side;
+            let follower = self.book.followers.of(side);
             let ended_long_ago = !Self::is_read(swarm, fx.now);
             for node in &mut swarm.nodes {
                 for (&generation, stream) in &mut node.streams {
@@ -212,7 +241,7 @@ impl Core {
                             node: node.index,
                             generation: Generation(generation),
                         };
-                        fx.out.push(Out::Follow(outbox, stream.cursor));
+                        fx.out.push(Out::Follow(Arc::clone(side), outbox, stream.cursor));
                     }
                     let replaced = stream.superseded != 0
                         && follower.is_up()
@@ -220,11 +249,12 @@ impl Core {
                     if !stream.closed && (replaced || ended_long_ago) {
                         stream.closed = true;
                         self.book.dirty.streams.insert((key, node.index.0, generation));
-                        fx.out.push(Out::Unfollow(OutboxId {
+                        let outbox = OutboxId {
                             swarm: swarm.head.id.clone(),
                             node: node.index,
                             generation: Generation(generation),
-                        }));
+                        };
+                        fx.out.push(Out::Unfollow(Arc::clone(side), outbox));
                     }
                 }
                 let failed_for = fx.now.saturating_sub(node.facts.failed_since);
@@ -237,11 +267,9 @@ impl Core {
         for (key, index) in given_up {
             self.close_node_injections(key, index, "its node was given up", ErrorCode::TurnLost, fx);
         }
-        if follower.is_up() {
-            let keys: Vec<SwarmKey> = self.swarms.keys().copied().collect();
-            for key in keys {
-                self.pump_swarm(key, fx);
-            }
+        let keys: Vec<SwarmKey> = self.swarms.keys().copied().collect();
+        for key in keys {
+            self.pump_swarm(key, fx);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What workers say. Every record is taken once; a word of a worker that was replaced is kept and changes nothing that a
 //! later one said.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use drover_types::{Generation, InjectionState, OutboxId};
 use serde_json::json;
@@ -30,7 +32,7 @@ impl Core {
             // What lies between was dropped when it could not be stored. Read it again from where we are.
             if stream.asked_again == 0 || fx.now.saturating_sub(stream.asked_again) >= ASK_AGAIN {
                 stream.asked_again = fx.now.max(1);
-                fx.out.push(Out::Follow(chunk.outbox, stream.cursor));
+                fx.out.push(Out::Follow(Arc::clone(&swarm.facts.side), chunk.outbox, stream.cursor));
             }
             return;
         }
@@ -218,8 +220,9 @@ impl Core {
 
     /// A worker is ready.
     fn hello(&mut self, key: SwarmKey, index: u32, generation: u32, host: &str, pid: u32, fx: &mut Effects) {
-        let reachable = self.book.follower.is_up();
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
+        let side = &swarm.facts.side;
+        let reachable = self.book.followers.is_up(side);
         let Some(node) = swarm.nodes.get_mut(index as usize) else { return };
         if generation < node.facts.hello {
             return;
@@ -240,7 +243,7 @@ impl Core {
                     // What is left there is to be read soon, not at the next quiet look.
                     let outbox =
                         OutboxId { swarm: swarm.head.id.clone(), node: node.index, generation: Generation(earlier) };
-                    fx.out.push(Out::Follow(outbox, stream.cursor));
+                    fx.out.push(Out::Follow(Arc::clone(side), outbox, stream.cursor));
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The core's memory from what is on disk, and what has to be taken up again with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use drover_types::{InjectionId, InjectionState, SwarmId};
@@ -8,7 +8,9 @@ use drover_types::{InjectionId, InjectionState, SwarmId};
 use super::Core;
 use super::effects::{Effects, InboxBody, Micros, Out};
 use super::members::{MemberFacts, MembersView};
-use super::model::{Approval, Injection, Link, Node, NodeFacts, Pending, Retry, Settings, Stream, Swarm, SwarmKey};
+use super::model::{
+    Approval, Followers, Injection, Link, Node, NodeFacts, Pending, Retry, Settings, Side, Stream, Swarm, SwarmKey,
+};
 
 /// What the store read.
 #[derive(Debug, Default)]
@@ -27,7 +29,7 @@ pub(crate) struct Restored {
     pub(crate) controls: Vec<(SwarmKey, u32, StoredControl)>,
     pub(crate) approvals: Vec<Approval>,
     /// Swarms that are forgotten but for their mailbox.
-    pub(crate) leftovers: Vec<SwarmId>,
+    pub(crate) leftovers: Vec<(SwarmId, Side)>,
     pub(crate) members: Vec<MemberFacts>,
     pub(crate) members_view: MembersView,
 }
@@ -105,9 +107,9 @@ impl Core {
     }
 
     /// Takes over what is known of the other daemons, when only the memory was lost and not the process.
-    pub(crate) fn keep_links(&mut self, allocator: Link, follower: Link) {
+    pub(crate) fn keep_links(&mut self, allocator: Link, followers: Followers) {
         self.book.allocator = allocator;
-        self.book.follower = follower;
+        self.book.followers = followers;
     }
 
     /// Goes on with everything that was under way. Deliveries and outboxes follow when the follower is heard of.
@@ -124,9 +126,21 @@ impl Core {
                 self.release_owed(key, fx);
             }
         }
-        fx.out.extend(self.book.leftovers.iter().cloned().map(Out::RemoveMailbox));
-        if self.book.follower.is_up() {
-            self.follower_up(fx);
+        let read = self.swarms.values().filter(|swarm| Self::is_read(swarm, fx.now)).map(|swarm| &swarm.facts.side);
+        let sides: BTreeSet<Side> = read.chain(self.book.leftovers.values()).cloned().collect();
+        for side in sides.iter().filter(|side| !side.is_empty()) {
+            // Said also of one that was wanted before: the word for it may have been lost with a commit.
+            self.book.followers.want(side);
+            fx.out.push(Out::Reach(Arc::clone(side), true));
+        }
+        for (swarm, side) in &self.book.leftovers {
+            fx.out.push(Out::RemoveMailbox(Arc::clone(side), swarm.clone()));
+        }
+        let beside = Side::default();
+        for side in sides.iter().chain([&beside]) {
+            if self.book.followers.is_up(side) {
+                self.follower_up(side, fx);
+            }
         }
     }
 }

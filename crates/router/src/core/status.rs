@@ -1,5 +1,7 @@
 //! What state a swarm is in, from what its nodes and its allocation say; and when a swarm that is over has ended.
 
+use std::sync::Arc;
+
 use drover_types::{ErrorCode, Failure, SwarmStatus};
 use serde_json::json;
 
@@ -13,6 +15,8 @@ const SETTLE: Micros = 2 * SECOND;
 const SETTLE_KILLED: Micros = SECOND;
 /// The same while the follower does not answer.
 const SETTLE_BLIND: Micros = 15 * SECOND;
+/// The same for a follower behind a connection that takes its time to come back.
+const SETTLE_FAR: Micros = 120 * SECOND;
 /// How long outboxes of a swarm that has ended are still read, unless it is forgotten before.
 const LINGER: Micros = 30 * SECOND;
 
@@ -123,10 +127,12 @@ impl Core {
         }
         let waited = fx.now.saturating_sub(facts.over_since);
         let killed = facts.ending.as_ref().is_some_and(|ending| ending.force);
-        let patience = match (self.book.follower.is_up(), killed) {
+        let side = &facts.side;
+        let patience = match (self.book.followers.is_up(side), killed) {
             (true, true) => SETTLE_KILLED,
             (true, false) => SETTLE,
-            (false, _) => SETTLE_BLIND,
+            (false, _) if side.is_empty() => SETTLE_BLIND,
+            (false, _) => SETTLE_FAR,
         };
         let said_all = swarm.nodes.iter().all(|node| node.facts.bye >= node.facts.generation);
         if facts.status == SwarmStatus::Launching {
@@ -161,10 +167,12 @@ impl Core {
             self.book.dirty.swarms_gone.push(key);
             self.book.dirty.swarms.remove(&key);
             self.book.dirty.views.insert(key);
-            self.book.leftovers.insert(swarm.head.id.clone());
-            self.book.dirty.leftovers.push(swarm.head.id.clone());
+            let side = swarm.facts.side;
+            self.book.leftovers.insert(swarm.head.id.clone(), Arc::clone(&side));
+            self.book.dirty.leftovers.push((swarm.head.id.clone(), Arc::clone(&side)));
             self.book.dirty.approvals_view = true;
-            fx.out.push(Out::RemoveMailbox(swarm.head.id));
+            self.want_side(&side, fx);
+            fx.out.push(Out::RemoveMailbox(side, swarm.head.id));
         }
     }
 

@@ -145,6 +145,7 @@ fn allocation_of(told: pb::Allocation) -> Option<Allocation> {
         reason: told.reason,
         backend: told.backend,
         provider: told.provider,
+        follower: told.follower,
         nodes,
     })
 }

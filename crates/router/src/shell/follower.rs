@@ -8,8 +8,10 @@ use drover_proto::common::{Cursor, NodeRef, OutboxRef};
 use drover_proto::failure_of;
 use drover_proto::mailbox::mailbox_service_client::MailboxServiceClient;
 use drover_proto::mailbox::{DeliverRequest, Delivery, FollowFrom, FollowRequest, RemoveSwarmRequest};
-use drover_service::{Context, MAX_MESSAGE_BYTES, now_us};
+use drover_service::{Context, MAX_MESSAGE_BYTES, Target, connect, now_us};
 use drover_types::SwarmId;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use serde_json::value::RawValue;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,10 +21,11 @@ use tracing::{debug, info, warn};
 
 use super::Backoff;
 use super::decode::Decoder;
-use super::orders::{FollowPlan, Plans};
+use super::orders::{FollowPlan, Plans, SidePlans};
 use crate::core::effects::{DeliveryOrder, InboxBody, InboxRecord};
 use crate::core::inject_data;
 use crate::core::input::{DeliveryReport, Input, Outcome};
+use crate::core::model::Side;
 use crate::metrics::Metrics;
 use crate::store::{Command, StoreHandle};
 
@@ -41,43 +44,72 @@ const DELIVER_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Client = MailboxServiceClient<Channel>;
 
-/// Starts the tasks that talk to the follower.
+/// Starts the tasks that talk to followers: to the one beside the router from the start, to those of clusters when they are
+/// wanted.
 pub(crate) fn run(ctx: &Context, plans: &Arc<Plans>, store: &StoreHandle, metrics: &Metrics, channel: Channel) {
-    let client = MailboxServiceClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let shutdown = ctx.shutdown().clone();
-    let follow = follow_for_ever(Arc::clone(plans), store.clone(), metrics.clone(), client.clone());
-    ctx.spawn("follow-outboxes", async move {
-        shutdown.run_until_cancelled(follow).await;
-    });
-    let shutdown = ctx.shutdown().clone();
-    let deliver = deliver_for_ever(ctx.clone(), Arc::clone(plans), store.clone(), metrics.clone(), client.clone());
-    ctx.spawn("deliver", async move {
-        shutdown.run_until_cancelled(deliver).await;
-    });
-    let shutdown = ctx.shutdown().clone();
-    let remove = remove_for_ever(Arc::clone(plans), store.clone(), client);
-    ctx.spawn("remove-mailboxes", async move {
-        shutdown.run_until_cancelled(remove).await;
+    run_side(ctx, &Side::default(), &plans.beside, store, metrics, channel);
+    let (plans, store, metrics) = (Arc::clone(plans), store.clone(), metrics.clone());
+    let (starting, shutdown) = (ctx.clone(), ctx.shutdown().clone());
+    ctx.spawn("reach-followers", async move {
+        let work = async {
+            loop {
+                for (side, plans) in plans.fresh.take() {
+                    let target = Target::Daemon { state: starting.state().clone(), name: side.to_string() };
+                    run_side(&starting, &side, &plans, &store, &metrics, connect(target));
+                }
+                plans.fresh.rung().await;
+            }
+        };
+        shutdown.run_until_cancelled(work).await;
     });
 }
 
-async fn follow_for_ever(plans: Arc<Plans>, store: StoreHandle, metrics: Metrics, client: Client) {
+/// Starts the tasks that talk to one follower.
+fn run_side(
+    ctx: &Context,
+    side: &Side,
+    plans: &Arc<SidePlans>,
+    store: &StoreHandle,
+    metrics: &Metrics,
+    channel: Channel,
+) {
+    let client = MailboxServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let until_over = |task: BoxFuture<'static, ()>| {
+        let (shutdown, over) = (ctx.shutdown().clone(), plans.over.clone());
+        async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = over.cancelled() => {}
+                () = task => {}
+            }
+        }
+    };
+    let follow = follow_for_ever(side.clone(), Arc::clone(plans), store.clone(), metrics.clone(), client.clone());
+    ctx.spawn("follow-outboxes", until_over(follow.boxed()));
+    let deliver = deliver_for_ever(ctx.clone(), Arc::clone(plans), store.clone(), metrics.clone(), client.clone());
+    ctx.spawn("deliver", until_over(deliver.boxed()));
+    let remove = remove_for_ever(Arc::clone(plans), store.clone(), client);
+    ctx.spawn("remove-mailboxes", until_over(remove.boxed()));
+}
+
+async fn follow_for_ever(side: Side, plans: Arc<SidePlans>, store: StoreHandle, metrics: Metrics, client: Client) {
     let mut backoff = Backoff::default();
     let permits = Arc::new(Semaphore::new(CHUNKS));
     loop {
-        let ended = follow(&plans, &store, &metrics, client.clone(), &permits, &mut backoff).await;
+        let ended = follow(&side, &plans, &store, &metrics, client.clone(), &permits, &mut backoff).await;
         let why = failure_of(&ended).message;
-        debug!(error = why, "no stream from the outbox follower");
-        store.tell(Command::Happened(Input::FollowerDown(why))).await;
+        debug!(side = &*side, error = why, "no stream from the outbox follower");
+        store.tell(Command::Happened(Input::FollowerDown(Side::clone(&side), why))).await;
         tokio::time::sleep(backoff.after_failure()).await;
     }
 }
 
 /// Follows outboxes until the stream breaks, and says why it did.
 async fn follow(
-    plans: &Plans,
+    side: &Side,
+    plans: &SidePlans,
     store: &StoreHandle,
     metrics: &Metrics,
     mut client: Client,
@@ -91,11 +123,11 @@ async fn follow(
         Ok(response) => response.into_inner(),
         Err(status) => return status,
     };
-    info!("following outboxes");
+    info!(side = &**side, "following outboxes");
     backoff.reset();
     // What was noted for an earlier stream is said again in answer to this.
     drop(plans.follow.take());
-    store.tell(Command::Happened(Input::FollowerUp)).await;
+    store.tell(Command::Happened(Input::FollowerUp(Side::clone(side)))).await;
     let send = async {
         loop {
             let plan = plans.follow.take();
@@ -161,7 +193,7 @@ fn requests_of(plan: FollowPlan) -> Vec<FollowRequest> {
     requests
 }
 
-async fn deliver_for_ever(ctx: Context, plans: Arc<Plans>, store: StoreHandle, metrics: Metrics, client: Client) {
+async fn deliver_for_ever(ctx: Context, plans: Arc<SidePlans>, store: StoreHandle, metrics: Metrics, client: Client) {
     let calls = Arc::new(Semaphore::new(CALLS));
     loop {
         let mut orders = plans.deliver.take();
@@ -260,7 +292,7 @@ fn encode(order: &DeliveryOrder, record: &InboxRecord, now: u64) -> Vec<u8> {
     line
 }
 
-async fn remove_for_ever(plans: Arc<Plans>, store: StoreHandle, mut client: Client) {
+async fn remove_for_ever(plans: Arc<SidePlans>, store: StoreHandle, mut client: Client) {
     let mut backoff = Backoff::default();
     loop {
         for swarm in plans.remove.take() {

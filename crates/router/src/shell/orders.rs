@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use drover_proto::common::LaunchSpec;
 use drover_types::{NodeIndex, OutboxId, SwarmId};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::core::effects::{DeliveryOrder, Out};
-use crate::core::model::Cursor;
+use crate::core::model::{Cursor, Side};
 use crate::store::Orders;
 
 /// Something noted, and a bell.
@@ -66,42 +67,92 @@ pub(crate) struct AllocatorPlan {
     pub(crate) watch_again: bool,
 }
 
-/// What the tasks of the shell wait for.
+/// What one follower is to be asked.
 #[derive(Debug, Default)]
-pub(crate) struct Plans {
+pub(crate) struct SidePlans {
     pub(crate) follow: Noted<FollowPlan>,
     pub(crate) deliver: Noted<VecDeque<DeliveryOrder>>,
     pub(crate) remove: Noted<VecDeque<SwarmId>>,
+    /// Cancelled when nothing is wanted of that follower any more.
+    pub(crate) over: CancellationToken,
+}
+
+/// What the tasks of the shell wait for.
+#[derive(Debug, Default)]
+pub(crate) struct Plans {
+    /// For the follower beside the router, which is always there.
+    pub(crate) beside: Arc<SidePlans>,
+    /// Followers of clusters that nobody talks to yet.
+    pub(crate) fresh: Noted<Vec<(Side, Arc<SidePlans>)>>,
     pub(crate) allocator: Noted<AllocatorPlan>,
 }
 
 /// Notes what a commit allows.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Dispatch {
     pub(crate) plans: Arc<Plans>,
+    /// For the followers of clusters.
+    elsewhere: BTreeMap<Side, Arc<SidePlans>>,
+}
+
+impl Dispatch {
+    /// Begins to talk to a follower, or begins anew.
+    fn reach(&mut self, side: Side) {
+        self.leave(&side);
+        let plans = Arc::new(SidePlans::default());
+        self.elsewhere.insert(Arc::clone(&side), Arc::clone(&plans));
+        self.plans.fresh.change(|fresh| fresh.push((side, plans)));
+    }
+
+    fn leave(&mut self, side: &Side) {
+        if let Some(plans) = self.elsewhere.remove(side) {
+            plans.over.cancel();
+        }
+    }
+
+    /// What the follower of a side is to be asked; nothing is asked of one that is not talked to.
+    fn side(&self, side: &Side) -> Option<&SidePlans> {
+        if side.is_empty() { Some(&self.plans.beside) } else { self.elsewhere.get(side).map(|plans| &**plans) }
+    }
+
+    fn follow(&self, side: &Side, change: impl FnOnce(&mut FollowPlan)) {
+        if let Some(plans) = self.side(side) {
+            plans.follow.change(change);
+        }
+    }
 }
 
 impl Orders for Dispatch {
     fn perform(&mut self, out: Out) {
         let plans = &self.plans;
         match out {
-            Out::Deliver(order) => plans.deliver.change(|queue| queue.push_back(order)),
-            Out::Follow(outbox, cursor) => plans.follow.change(|plan| {
+            Out::Deliver(order) => {
+                if let Some(plans) = self.side(&order.side) {
+                    plans.deliver.change(|queue| queue.push_back(order));
+                }
+            }
+            Out::Follow(side, outbox, cursor) => self.follow(&side, |plan| {
                 plan.outboxes.insert(outbox, Some(cursor));
             }),
-            Out::Unfollow(outbox) => plans.follow.change(|plan| {
+            Out::Unfollow(side, outbox) => self.follow(&side, |plan| {
                 plan.outboxes.insert(outbox, None);
             }),
-            Out::Hot(swarm, node, hot) => plans.follow.change(|plan| {
+            Out::Hot(side, swarm, node, hot) => self.follow(&side, |plan| {
                 plan.heat.insert((swarm, node), hot);
             }),
+            Out::Reach(side, true) => self.reach(side),
+            Out::Reach(side, false) => self.leave(&side),
             Out::Ensure(swarm, spec) => plans.allocator.change(|plan| {
                 plan.ensure.insert(swarm, spec);
             }),
             Out::Release(swarm, force) => plans.allocator.change(|plan| {
                 plan.release.insert(swarm, force);
             }),
-            Out::RemoveMailbox(swarm) => plans.remove.change(|queue| queue.push_back(swarm)),
+            Out::RemoveMailbox(side, swarm) => {
+                if let Some(plans) = self.side(&side) {
+                    plans.remove.change(|queue| queue.push_back(swarm));
+                }
+            }
             // Those concern callers, not other daemons; the writer has dealt with them.
             Out::Answer(..) | Out::Refuse(..) | Out::Attach { .. } | Out::Step(..) => {}
         }

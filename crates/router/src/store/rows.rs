@@ -146,8 +146,9 @@ pub(crate) fn write_changes(conn: &Connection, core: &Core) -> rusqlite::Result<
             conn.prepare_cached(statement)?.execute([key])?;
         }
     }
-    for id in &dirty.leftovers {
-        conn.prepare_cached("INSERT OR IGNORE INTO leftovers (swarm_id) VALUES (?1)")?.execute([id.as_str()])?;
+    for (id, side) in &dirty.leftovers {
+        conn.prepare_cached("INSERT OR IGNORE INTO leftovers (swarm_id, side) VALUES (?1, ?2)")?
+            .execute([id.as_str(), side])?;
     }
     for id in &dirty.leftovers_gone {
         conn.prepare_cached("DELETE FROM leftovers WHERE swarm_id = ?1")?.execute([id.as_str()])?;
@@ -391,9 +392,10 @@ pub(crate) fn read_all(conn: &Connection, place: &Place) -> Result<Restored, Sto
     for text in select.query_map([], |row| row.get::<_, String>(0)).map_err(error)? {
         restored.approvals.push(parsed(&text.map_err(error)?).map_err(|why| bad("approvals", why))?);
     }
-    let mut select = conn.prepare("SELECT swarm_id FROM leftovers").map_err(error)?;
-    for id in select.query_map([], |row| row.get::<_, String>(0)).map_err(error)? {
-        restored.leftovers.extend(id.map_err(error)?.parse().ok());
+    let mut select = conn.prepare("SELECT swarm_id, side FROM leftovers").map_err(error)?;
+    for row in select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Arc<str>>(1)?))).map_err(error)? {
+        let (id, side) = row.map_err(error)?;
+        restored.leftovers.extend(id.parse().ok().map(|id| (id, side)));
     }
     let mut select = conn.prepare("SELECT facts FROM members").map_err(error)?;
     for text in select.query_map([], |row| row.get::<_, String>(0)).map_err(error)? {

@@ -8,8 +8,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use thiserror::Error;
 
-/// Version of the tables. 1: first. 2: events know when they happened beside when they were stored. 3: members.
-const VERSION: i64 = 3;
+/// Version of the tables. 1: first. 2: events know when they happened beside when they were stored. 3: members. 4: leftovers
+/// know whose files they are.
+const VERSION: i64 = 4;
 
 const TABLES: &str = "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -41,7 +42,7 @@ CREATE TABLE controls (
     swarm INTEGER NOT NULL, node INTEGER NOT NULL, seq INTEGER NOT NULL, injection TEXT, kind TEXT NOT NULL,
     data TEXT NOT NULL, PRIMARY KEY (swarm, node, seq)) WITHOUT ROWID;
 CREATE TABLE approvals (id TEXT PRIMARY KEY, swarm INTEGER NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE leftovers (swarm_id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE leftovers (swarm_id TEXT PRIMARY KEY, side TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
 CREATE TABLE members (id TEXT PRIMARY KEY, facts TEXT NOT NULL) WITHOUT ROWID;
 ";
 
@@ -50,6 +51,9 @@ const TO_2: &str = "ALTER TABLE events ADD COLUMN happened INTEGER;";
 
 /// From version 2 to 3.
 const TO_3: &str = "CREATE TABLE members (id TEXT PRIMARY KEY, facts TEXT NOT NULL) WITHOUT ROWID;";
+
+/// From version 3 to 4. Until then all files were on the router's own side.
+const TO_4: &str = "ALTER TABLE leftovers ADD COLUMN side TEXT NOT NULL DEFAULT '';";
 
 /// Something is wrong with the database.
 #[derive(Debug, Error)]
@@ -122,8 +126,9 @@ impl Place {
         }
         let change = match found {
             0 => TABLES.to_owned(),
-            1 => format!("{TO_2} {TO_3}"),
-            2 => TO_3.to_owned(),
+            1 => format!("{TO_2} {TO_3} {TO_4}"),
+            2 => format!("{TO_3} {TO_4}"),
+            3 => TO_4.to_owned(),
             _ => return Ok(conn),
         };
         conn.execute_batch(&format!("BEGIN IMMEDIATE; {change} PRAGMA user_version = {VERSION}; COMMIT;"))

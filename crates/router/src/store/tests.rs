@@ -118,7 +118,7 @@ impl Rig {
         let (outbox, records) = (std::mem::take(&mut self.outbox), self.records);
         let mut next = Self::open(&self.dir.clone(), self.place.clone(), change);
         (next.outbox, next.records) = (outbox, records);
-        next.happen(Input::FollowerUp).await;
+        next.happen(Input::FollowerUp("".into())).await;
         next
     }
 
@@ -128,7 +128,7 @@ impl Rig {
 
     /// A swarm of one node that is up.
     async fn running(&mut self) -> SwarmId {
-        self.happen(Input::FollowerUp).await;
+        self.happen(Input::FollowerUp("".into())).await;
         self.happen(Input::AllocatorSnapshot { begun_at: now_us(), allocations: Vec::new() }).await;
         let spec = LaunchSpec { node_count: 1, ..LaunchSpec::default() };
         let request = pb::LaunchSwarmRequest { request_id: "launch".into(), spec: Some(spec), ..Default::default() };
@@ -153,6 +153,7 @@ impl Rig {
             reason: String::new(),
             backend: "local".into(),
             provider: "here".into(),
+            follower: String::new(),
             nodes: vec![node],
         };
         self.happen(Input::Ensured(swarm.clone(), Ok(allocation))).await;
@@ -226,7 +227,7 @@ impl Rig {
     /// Where the router last asked to follow node 0 from.
     fn asked_from(&self) -> Option<u64> {
         self.noted.out.lock().unwrap().iter().rev().find_map(|out| match out {
-            Out::Follow(_, cursor) => Some(cursor.offset),
+            Out::Follow(_, _, cursor) => Some(cursor.offset),
             _ => None,
         })
     }
@@ -544,7 +545,7 @@ async fn a_network_file_system_is_used_by_one_connection_only() {
 async fn a_caller_that_does_not_read_holds_up_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::at(dir.path(), 0, |_| {});
-    rig.happen(Input::FollowerUp).await;
+    rig.happen(Input::FollowerUp("".into())).await;
     let (steps, mut unread) = mpsc::channel(2);
     let order = crate::core::input::LaunchOrder {
         place: None,

@@ -196,8 +196,8 @@ impl<O: Orders> Writer<O> {
         }
         // What cannot be written down must not be known. Who answers is not written down.
         match input {
-            Input::FollowerUp => drop(self.core.book.follower.set(now, "")),
-            Input::FollowerDown(why) => drop(self.core.book.follower.set(now, &why)),
+            Input::FollowerUp(side) => drop(self.core.book.followers.set(&side, now, "")),
+            Input::FollowerDown(side, why) => drop(self.core.book.followers.set(&side, now, &why)),
             Input::AllocatorSnapshot { .. } => drop(self.core.book.allocator.set(now, "")),
             Input::AllocatorDown(why) => drop(self.core.book.allocator.set(now, &why)),
             Input::Tick if self.failing.is_some_and(|retry| Instant::now() >= retry) => self.recover(),
@@ -338,7 +338,7 @@ impl<O: Orders> Writer<O> {
     fn restored(&self) -> Result<Core, StoreError> {
         let restored = rows::read_all(&self.conn, &self.settings.place)?;
         let mut core = Core::restore(self.settings.core.clone(), restored);
-        core.keep_links(self.core.book.allocator.clone(), self.core.book.follower.clone());
+        core.keep_links(self.core.book.allocator.clone(), self.core.book.followers.clone());
         core.book.ring.clone_from(&self.core.book.ring);
         Ok(core)
     }

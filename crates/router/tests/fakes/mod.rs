@@ -190,6 +190,8 @@ fn spawn(work: impl Future<Output = ()> + Send + 'static) {
 /// Every allocation, and how badly the allocator behaves.
 pub(crate) struct Allocations {
     mailboxes: Arc<Mailboxes>,
+    /// Those of a cluster: what is launched on the provider `far` has its files there.
+    pub(crate) far: Arc<Mailboxes>,
     known: Mutex<BTreeMap<String, Allocation>>,
     changes: broadcast::Sender<Allocation>,
     /// Ensure calls never answer.
@@ -220,7 +222,10 @@ impl AllocatorService for Allocator {
         let known = self.0.known.lock().unwrap().get(&request.swarm_id).cloned();
         let allocation = known.unwrap_or_else(|| {
             self.0.ensured.fetch_add(1, Ordering::Relaxed);
-            let nodes = (0..request.spec.unwrap().node_count)
+            let spec = request.spec.unwrap();
+            let is_far = spec.provider == "far";
+            let mailboxes = if is_far { &self.0.far } else { &self.0.mailboxes };
+            let nodes = (0..spec.node_count)
                 .map(|node_id| AllocatedNode {
                     node_id,
                     host: "fake".into(),
@@ -231,13 +236,7 @@ impl AllocatorService for Allocator {
                 })
                 .collect::<Vec<_>>();
             for node in &nodes {
-                self.0.mailboxes.say(
-                    &request.swarm_id,
-                    node.node_id,
-                    "worker_hello",
-                    None,
-                    r#"{"host":"fake","pid":1}"#,
-                );
+                mailboxes.say(&request.swarm_id, node.node_id, "worker_hello", None, r#"{"host":"fake","pid":1}"#);
             }
             Allocation {
                 swarm_id: request.swarm_id.clone(),
@@ -245,7 +244,8 @@ impl AllocatorService for Allocator {
                 state: AllocationState::Running as i32,
                 backend_state: "RUNNING".into(),
                 backend: "local".into(),
-                provider: "fake".into(),
+                provider: if is_far { "far".into() } else { "fake".into() },
+                follower: if is_far { FAR.into() } else { String::new() },
                 nodes,
                 ..Allocation::default()
             }
@@ -302,6 +302,18 @@ impl AllocatorService for Allocator {
     }
 }
 
+/// Name of the cluster's follower.
+pub(crate) const FAR: &str = "outbox-follower@far";
+
+/// Starts the follower of a cluster, or what leads to it. The context ends it.
+pub(crate) fn start_far(state: &Path, mailboxes: &Arc<Mailboxes>) -> Context {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let ctx = Context::for_test(FAR, state);
+    let listener = ctx.bind("follower", Some(any), any).unwrap();
+    Server::new(&ctx).grpc(MailboxServiceServer::new(Follower(Arc::clone(mailboxes)))).serve(listener).unwrap();
+    ctx
+}
+
 /// Starts both in the address book of a state directory. The contexts end them.
 pub(crate) fn start(state: &Path) -> (Arc<Mailboxes>, Arc<Allocations>, [Context; 2]) {
     let any = "127.0.0.1:0".parse().unwrap();
@@ -312,6 +324,7 @@ pub(crate) fn start(state: &Path) -> (Arc<Mailboxes>, Arc<Allocations>, [Context
 
     let allocations = Arc::new(Allocations {
         mailboxes: Arc::clone(&mailboxes),
+        far: Arc::default(),
         known: Mutex::default(),
         changes: broadcast::channel(64).0,
         hang: AtomicBool::new(false),

@@ -6,6 +6,7 @@ mod launching;
 mod membership;
 mod prompts;
 mod races;
+mod sides;
 mod terminating;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,7 +24,7 @@ use super::input::{
     RecordBody, RecordChunk, ResolveOrder, TerminateOrder,
 };
 use super::members::{Ballot, MembersWord};
-use super::model::{Cursor, Settings};
+use super::model::{Cursor, Settings, Side};
 use super::{Core, SECOND};
 use crate::store::testing::Disk;
 
@@ -63,6 +64,8 @@ struct World {
     removed: Vec<SwarmId>,
     hot: BTreeSet<(SwarmId, u32)>,
     following: BTreeMap<OutboxId, Cursor>,
+    /// Followers of clusters that are talked to.
+    reached: BTreeSet<Side>,
     outboxes: BTreeMap<OutboxId, Vec<Written>>,
     answers: BTreeMap<Token, Vec<Step>>,
     plain: BTreeMap<Token, Result<Answer, Failure>>,
@@ -90,12 +93,13 @@ impl World {
             removed: Vec::new(),
             hot: BTreeSet::new(),
             following: BTreeMap::new(),
+            reached: BTreeSet::new(),
             outboxes: BTreeMap::new(),
             answers: BTreeMap::new(),
             plain: BTreeMap::new(),
             next_token: 0,
         };
-        world.happen(Input::FollowerUp);
+        world.happen(Input::FollowerUp("".into()));
         world.happen(Input::AllocatorSnapshot { begun_at: world.now, allocations: Vec::new() });
         world
     }
@@ -122,19 +126,28 @@ impl World {
     }
 
     fn let_out(&mut self, out: Out) {
+        if let Out::Follow(side, ..) | Out::Unfollow(side, ..) | Out::Hot(side, ..) | Out::RemoveMailbox(side, _) = &out
+        {
+            assert!(side.is_empty() || self.reached.contains(side), "nobody is there who could be asked: {out:?}");
+        }
         match out {
             Out::Answer(token, answer) => drop(self.plain.insert(token, answer)),
             Out::Refuse(token, failure) => self.answers.entry(token).or_default().push(Step::Fail(failure)),
             Out::Attach { token, backlog, .. } => self.answers.entry(token).or_default().extend(backlog),
             Out::Step(..) => {}
-            Out::Deliver(order) => self.deliveries.push_back(order),
-            Out::Follow(outbox, cursor) => drop(self.following.insert(outbox, cursor)),
-            Out::Unfollow(outbox) => drop(self.following.remove(&outbox)),
-            Out::Hot(swarm, node, true) => drop(self.hot.insert((swarm, node.0))),
-            Out::Hot(swarm, node, false) => drop(self.hot.remove(&(swarm, node.0))),
+            Out::Deliver(order) => {
+                assert!(order.side.is_empty() || self.reached.contains(&order.side), "nobody would deliver {order:?}");
+                self.deliveries.push_back(order);
+            }
+            Out::Follow(_, outbox, cursor) => drop(self.following.insert(outbox, cursor)),
+            Out::Unfollow(_, outbox) => drop(self.following.remove(&outbox)),
+            Out::Hot(_, swarm, node, true) => drop(self.hot.insert((swarm, node.0))),
+            Out::Hot(_, swarm, node, false) => drop(self.hot.remove(&(swarm, node.0))),
+            Out::Reach(side, true) => drop(self.reached.insert(side)),
+            Out::Reach(side, false) => assert!(self.reached.remove(&side), "{side} was not talked to"),
             Out::Ensure(swarm, spec) => self.ensures.push((swarm, spec)),
             Out::Release(swarm, force) => self.releases.push((swarm, force)),
-            Out::RemoveMailbox(swarm) => self.removed.push(swarm),
+            Out::RemoveMailbox(_, swarm) => self.removed.push(swarm),
         }
     }
 
@@ -144,9 +157,10 @@ impl World {
         self.core = Core::restore(settings(), self.disk.read());
         self.following.clear();
         self.hot.clear();
+        self.reached.clear();
         self.core.resume(self.now, &mut self.fx);
         self.commit();
-        self.happen(Input::FollowerUp);
+        self.happen(Input::FollowerUp("".into()));
     }
 
     fn token(&mut self) -> Token {
@@ -227,6 +241,7 @@ impl World {
             reason: String::new(),
             backend: "local".into(),
             provider: "here".into(),
+            follower: String::new(),
             nodes: (0..nodes).map(node).collect(),
         }
     }
