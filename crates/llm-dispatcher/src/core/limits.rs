@@ -1,0 +1,338 @@
+//! Requests and tokens per minute, so that a provider which counts strictly never has to refuse.
+//!
+//! The generic cell rate algorithm: one number per limit, the time at which all that was let through so far has been paid for
+//! at the allowed rate. Calls go out evenly, at a little less than the rate, because the provider's clock may be slower
+//! than ours and calls may overtake each other on their way. Nothing waits in here: the queue asks when the next call may go,
+//! and is woken once for it.
+
+use std::time::Duration;
+
+use crate::call::{LimitHints, Quota};
+
+/// Share of an allowed rate that is used. What is left covers clocks that differ and windows that slide.
+const HEADROOM: f64 = 0.99;
+
+/// How much closer together two calls may arrive than they were sent.
+const JITTER: Duration = Duration::from_millis(5);
+
+/// What is left of the pace after a refusal that nothing explains.
+const CUT: f64 = 0.7;
+
+/// A measurement between two refusals counts from so many calls and so much time on.
+const MEASURED_CALLS: f64 = 20.0;
+const MEASURED_FOR: Duration = Duration::from_secs(1);
+
+/// A rate with a burst, in any unit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gcra {
+    per_unit: Seconds,
+    burst: f64,
+    /// When all that was let through is paid for.
+    paid_at: Seconds,
+}
+
+/// Seconds as a float: a duration that scales. Exact to a nanosecond for a hundred days.
+type Seconds = f64;
+
+impl Gcra {
+    /// So many units a minute, of which `burst` may go at once after a pause.
+    pub fn new(per_minute: f64, burst: f64) -> Self {
+        Self { per_unit: 60.0 / (per_minute.max(1e-6) * HEADROOM), burst, paid_at: 0.0 }
+    }
+
+    /// When so many units may go. More than the burst go when all before is paid for.
+    pub fn ready_at(&self, units: f64) -> Duration {
+        let ahead = ((self.burst - units) * self.per_unit - JITTER.as_secs_f64()).max(0.0);
+        Duration::from_secs_f64((self.paid_at - ahead).max(0.0))
+    }
+
+    /// Lets so many units go.
+    pub fn take(&mut self, now: Duration, units: f64) {
+        self.paid_at = self.paid_at.max(now.as_secs_f64()) + units * self.per_unit;
+    }
+
+    /// Gives back what was let go and not used.
+    pub fn refund(&mut self, units: f64) {
+        self.paid_at -= units * self.per_unit;
+    }
+
+    /// Another rate from now on; what is not paid for yet is paid at the new one.
+    pub fn set_rate(&mut self, now: Duration, per_minute: f64) {
+        let now = now.as_secs_f64();
+        let per_unit = 60.0 / (per_minute.max(1e-6) * HEADROOM);
+        if self.paid_at > now {
+            self.paid_at = now + (self.paid_at - now) * per_unit / self.per_unit;
+        }
+        self.per_unit = per_unit;
+    }
+
+    /// The bucket behind the limit is empty at that moment.
+    fn empty_at(&mut self, when: Duration) {
+        self.paid_at = self.paid_at.max(when.as_secs_f64() + self.burst.max(1.0) * self.per_unit.min(10.0));
+    }
+
+    fn per_minute(&self) -> f64 {
+        60.0 / (self.per_unit * HEADROOM)
+    }
+}
+
+/// One dimension: what was configured, what the provider said, and what is made of both.
+#[derive(Debug, Clone, Default)]
+struct Dimension {
+    configured: Option<f64>,
+    told: Option<f64>,
+    burst: f64,
+    gcra: Option<Gcra>,
+}
+
+impl Dimension {
+    fn new(configured: Option<f64>, burst: f64) -> Self {
+        let configured = configured.filter(|rate| rate.is_finite() && *rate > 0.0);
+        Self { configured, told: None, burst, gcra: configured.map(|rate| Gcra::new(rate, burst)) }
+    }
+
+    fn allowed(&self) -> Option<f64> {
+        match (self.configured, self.told) {
+            (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
+            (ours, theirs) => ours.or(theirs),
+        }
+    }
+
+    /// Takes over what the provider says; whether it allows less or more than before.
+    fn tell(&mut self, now: Duration, quota: &Quota, pace: f64, lower_only: bool) -> bool {
+        let Some(limit) = quota.limit.filter(|&limit| limit > 0) else { return false };
+        let window = quota.window.unwrap_or(Duration::from_mins(1)).as_secs_f64();
+        // A quota of a day says nothing about how fast calls may go; it is waited for when it is used up.
+        if !(1.0..=600.0).contains(&window) {
+            return false;
+        }
+        let before = self.allowed();
+        let told = limit as f64 * 60.0 / window;
+        if lower_only && self.told.is_some_and(|earlier| told > earlier) {
+            return false;
+        }
+        self.told = Some(told);
+        let after = self.allowed();
+        if after == before {
+            return false;
+        }
+        self.apply(now, pace);
+        true
+    }
+
+    fn apply(&mut self, now: Duration, pace: f64) {
+        let Some(rate) = self.allowed() else { return };
+        match &mut self.gcra {
+            Some(gcra) => gcra.set_rate(now, rate * pace),
+            None => self.gcra = Some(Gcra::new(rate * pace, self.burst)),
+        }
+    }
+}
+
+/// The limits of one lane.
+#[derive(Debug, Clone)]
+pub struct Limiter {
+    requests: Dimension,
+    tokens: Dimension,
+    /// Share of the allowed rate that is used after refusals which no known limit explains.
+    pace: f64,
+    /// The pace at which refusals were seen to begin.
+    ceiling: Option<f64>,
+    paced_at: Duration,
+    paused_until: Duration,
+    /// Calls let through since the last refusal, and when that was: both moments find the provider's bucket empty, so the
+    /// calls between them measure its rate.
+    since_refusal: Option<(Duration, f64)>,
+    cut_at: Option<Duration>,
+    /// When the provider told of another limit last.
+    changed_at: Option<Duration>,
+}
+
+impl Limiter {
+    /// Limits as configured; unset ones are learnt when the provider tells.
+    pub fn new(requests_per_minute: Option<f64>, burst: u32, tokens_per_minute: Option<f64>, token_burst: u64) -> Self {
+        Self {
+            requests: Dimension::new(requests_per_minute, f64::from(burst.max(1))),
+            tokens: Dimension::new(tokens_per_minute, token_burst as f64),
+            pace: 1.0,
+            ceiling: None,
+            paced_at: Duration::ZERO,
+            paused_until: Duration::ZERO,
+            since_refusal: None,
+            cut_at: None,
+            changed_at: None,
+        }
+    }
+
+    /// A limit on requests or tokens is known.
+    pub fn is_known(&self) -> bool {
+        self.requests.gcra.is_some() || self.tokens.gcra.is_some()
+    }
+
+    /// When a call of so many tokens may go.
+    pub fn ready_at(&self, tokens: u64) -> Duration {
+        let requests = self.requests.gcra.as_ref().map_or(Duration::ZERO, |gcra| gcra.ready_at(1.0));
+        let tokens = self.tokens.gcra.as_ref().map_or(Duration::ZERO, |gcra| gcra.ready_at(tokens as f64));
+        requests.max(tokens).max(self.paused_until)
+    }
+
+    /// Lets a call of so many tokens go.
+    pub fn take(&mut self, now: Duration, tokens: u64) {
+        self.recover(now);
+        if let Some(gcra) = &mut self.requests.gcra {
+            gcra.take(now, 1.0);
+        }
+        if let Some(gcra) = &mut self.tokens.gcra {
+            gcra.take(now, tokens as f64);
+        }
+        if let Some((_, calls)) = &mut self.since_refusal {
+            *calls += 1.0;
+        }
+    }
+
+    /// A call is over that was let go for `reserved` tokens; what it did not use comes back.
+    pub fn settle(&mut self, reserved: u64, used: u64) {
+        if let Some(gcra) = &mut self.tokens.gcra {
+            gcra.refund(reserved.saturating_sub(used) as f64);
+        }
+    }
+
+    /// What the provider says with the answer to a call that was started then. An answer to a call from before the last
+    /// change may still tell of how it was before.
+    pub fn hint(&mut self, now: Duration, started: Duration, hints: &LimitHints) {
+        let old = self.changed_at.is_some_and(|at| started <= at);
+        let requests = self.requests.tell(now, &hints.requests, 1.0, old);
+        let tokens = self.tokens.tell(now, &hints.tokens, 1.0, old);
+        if requests || tokens {
+            self.changed_at = Some(now);
+            self.pace = 1.0;
+            self.ceiling = None;
+            self.since_refusal = None;
+            self.requests.apply(now, 1.0);
+            self.tokens.apply(now, 1.0);
+        }
+    }
+
+    /// No call goes before that.
+    pub fn pause(&mut self, until: Duration) {
+        self.paused_until = self.paused_until.max(until);
+    }
+
+    /// When calls go again, when they do not at all at the moment.
+    pub fn paused_until(&self) -> Duration {
+        self.paused_until
+    }
+
+    /// A call that was started then was refused for the number of calls. Says the new rate when it was lowered.
+    pub fn refused(&mut self, now: Duration, started: Duration, hints: &LimitHints) -> Option<u32> {
+        let before = self.rate();
+        self.hint(now, started, hints);
+        if let Some(delay) = hints.delay() {
+            self.pause(now + delay);
+        }
+        if !self.is_known() {
+            return None;
+        }
+        // The bucket was empty a moment ago, whatever we believed: the next call is one interval away.
+        if let Some(gcra) = &mut self.requests.gcra {
+            gcra.empty_at(now);
+        }
+        if self.rate() != before {
+            self.cut_at = Some(now);
+            return self.rate().map(|rate| rate as u32);
+        }
+        // Calls that were under way when the pace was cut say nothing about the new pace.
+        if self.cut_at.is_some_and(|cut| started <= cut) {
+            return None;
+        }
+        let measured = self.since_refusal.and_then(|(since, calls)| {
+            let time = now.saturating_sub(since);
+            (calls >= MEASURED_CALLS && time >= MEASURED_FOR).then(|| (calls - 1.0) * 60.0 / time.as_secs_f64())
+        });
+        let allowed = self.requests.allowed().filter(|_| hints.tokens.remaining != Some(0));
+        self.pace = match (measured, allowed) {
+            (Some(measured), Some(allowed)) => (0.98 * measured / allowed).min(self.pace * 0.98),
+            _ => self.pace * CUT,
+        }
+        .max(0.01);
+        self.ceiling = measured.map(|_| self.pace);
+        self.since_refusal = Some((now, 0.0));
+        self.cut_at = Some(now);
+        self.paced_at = now;
+        self.requests.apply(now, self.pace);
+        self.tokens.apply(now, self.pace);
+        self.rate().map(|rate| rate as u32)
+    }
+
+    /// Calls a minute that are let through at present, when there is a limit on them.
+    pub fn rate(&self) -> Option<f64> {
+        self.requests.gcra.as_ref().map(Gcra::per_minute)
+    }
+
+    /// How long it takes until so many calls of so many tokens each have gone.
+    pub fn time_for(&self, now: Duration, calls: usize, tokens: u64) -> Duration {
+        let requests = self.requests.gcra.as_ref().map_or(0.0, |gcra| gcra.per_unit * calls as f64);
+        let tokens_time = self.tokens.gcra.as_ref().map_or(0.0, |gcra| gcra.per_unit * calls as f64 * tokens as f64);
+        self.ready_at(tokens).saturating_sub(now) + Duration::from_secs_f64(requests.max(tokens_time).min(1e9))
+    }
+
+    /// After a cut the pace goes up again: quickly below where refusals were measured to begin, slowly above, and ever faster while
+    /// nothing is refused.
+    fn recover(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.paced_at);
+        if self.pace >= 1.0 || passed < Duration::from_millis(250) {
+            return;
+        }
+        let near = self.ceiling.is_some_and(|ceiling| self.pace >= ceiling);
+        let quiet = self.cut_at.map_or(Duration::ZERO, |at| now.saturating_sub(at)).as_secs_f64();
+        let per_second = if near { (0.002 * (quiet / 10.0).exp2()).min(0.08) } else { 0.08 };
+        self.pace = (self.pace * (1.0 + per_second * passed.as_secs_f64().min(1.0))).min(1.0);
+        self.paced_at = now;
+        self.requests.apply(now, self.pace);
+        self.tokens.apply(now, self.pace);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_were_not_used_come_back() {
+        let mut limiter = Limiter::new(None, 1, Some(60_000.0), 0);
+        limiter.take(Duration::ZERO, 10_000);
+        assert!(limiter.ready_at(1) > Duration::from_secs(10));
+        limiter.settle(10_000, 1_000);
+        let ready = limiter.ready_at(1);
+        assert!(ready > Duration::from_secs(1) && ready < Duration::from_millis(1100), "{ready:?}");
+    }
+
+    #[test]
+    fn the_provider_can_lower_a_limit_and_give_it_back_but_not_raise_it() {
+        let mut limiter = Limiter::new(Some(600.0), 1, None, 0);
+        let say =
+            |limit| LimitHints { requests: Quota { limit: Some(limit), ..Quota::default() }, ..LimitHints::default() };
+        for (at, (told, rate)) in (1..).zip([(300, 300.0), (1200, 600.0), (60, 60.0)]) {
+            limiter.hint(Duration::from_secs(at), Duration::from_secs(at), &say(told));
+            assert!((limiter.rate().unwrap() - rate).abs() < 1e-6);
+        }
+        let mut day = say(1);
+        day.requests.window = Some(Duration::from_hours(24));
+        limiter.hint(Duration::from_secs(9), Duration::from_secs(9), &day);
+        assert!((limiter.rate().unwrap() - 60.0).abs() < 1e-6, "a quota of a day is no pace");
+        limiter.hint(Duration::from_secs(10), Duration::from_secs(2), &say(300));
+        assert!((limiter.rate().unwrap() - 60.0).abs() < 1e-6, "an answer to an older call tells of how it was");
+    }
+
+    #[test]
+    fn a_burst_leaves_room_for_jitter() {
+        let gcra = Gcra::new(6000.0, 10.0);
+        let mut full = gcra.clone();
+        let mut went = 0;
+        while full.ready_at(1.0) <= Duration::from_secs(1) && went < 100 {
+            full.take(Duration::from_secs(1), 1.0);
+            went += 1;
+        }
+        assert!((9..=10).contains(&went), "{went} at once");
+    }
+}

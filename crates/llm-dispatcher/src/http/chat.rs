@@ -1,0 +1,275 @@
+//! `/v1/chat/completions`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Front;
+use super::error::Refusal;
+use super::inbound::{self, Conversation, Function, Text};
+use super::outcome::{self, Facts, Running, Writer};
+use crate::call::{CallAnswer, CallRequest, Delta, Finish, Part, Role, ToolCall, Usage};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ChatRequest {
+    #[serde(default)]
+    model: String,
+    messages: Vec<ChatMessage>,
+    max_tokens: Option<u64>,
+    max_completion_tokens: Option<u64>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    stop: Option<Stop>,
+    #[serde(default)]
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    #[serde(default)]
+    tools: Option<Vec<ChatTool>>,
+    tool_choice: Option<Value>,
+    response_format: Option<Value>,
+    user: Option<String>,
+    n: Option<u32>,
+    logprobs: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Debug, Deserialize)]
+struct ChatMessage {
+    role: String,
+    content: Option<Text>,
+    #[serde(default)]
+    tool_calls: Option<Vec<ChatToolCall>>,
+    tool_call_id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ChatToolCall {
+    id: String,
+    function: CalledFunction,
+}
+
+#[derive(Debug, Deserialize)]
+struct CalledFunction {
+    name: String,
+    #[serde(default)]
+    arguments: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct ChatTool {
+    #[serde(rename = "type")]
+    kind: String,
+    function: Option<Function>,
+}
+
+/// Answers a conversation.
+pub(super) async fn completions(
+    State(front): State<Arc<Front>>,
+    headers: HeaderMap,
+    body: Result<Json<ChatRequest>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(body) = body?;
+    if body.n.is_some_and(|n| n != 1) {
+        return Err(Refusal::unsupported("n must be 1: ask again for another answer"));
+    }
+    if body.logprobs == Some(true) {
+        return Err(Refusal::unsupported("logprobs are not passed on"));
+    }
+    let chain = inbound::chain(&front, &body.model)?;
+    let streams = body.stream == Some(true);
+    let include_usage = body.stream_options.as_ref().is_some_and(|options| options.include_usage);
+    let client = front.clients.of(&headers, body.user.as_deref());
+    let max_tokens = inbound::max_tokens(&chain, body.max_completion_tokens.or(body.max_tokens))?;
+    let request = CallRequest { max_tokens, stream: streams, ..request(body)? };
+    let simulated = chain.first().is_some_and(|lane| lane.simulated());
+    let model = chain.first().map_or_else(String::new, |lane| lane.model.clone());
+    let job = inbound::job(request, chain, &headers);
+    if streams {
+        let writer = Chunks { id: fresh_id(), created: drover_service::now_us() / 1_000_000, model, include_usage };
+        return outcome::stream(Running::start(client, job), writer, simulated).await;
+    }
+    let (answer, facts) = outcome::answered(client.run(job).await)?;
+    let simulated = facts.simulated();
+    Ok(outcome::marked(Json(completion(&answer, &facts)).into_response(), simulated))
+}
+
+fn fresh_id() -> String {
+    format!("chatcmpl-{}", uuid::Uuid::new_v4().simple())
+}
+
+fn request(body: ChatRequest) -> Result<CallRequest, Refusal> {
+    let mut request = CallRequest {
+        temperature: body.temperature,
+        top_p: body.top_p,
+        stop: match body.stop {
+            None => Vec::new(),
+            Some(Stop::One(stop)) => vec![stop],
+            Some(Stop::Many(stops)) => stops,
+        },
+        tool_choice: inbound::tool_choice(body.tool_choice.as_ref())?,
+        user: body.user.map(Into::into),
+        ..CallRequest::default()
+    };
+    inbound::shape(body.response_format.as_ref(), &mut request)?;
+    for tool in body.tools.into_iter().flatten() {
+        match tool.function {
+            Some(function) if tool.kind == "function" => request.tools.push(function.into()),
+            _ => return Err(Refusal::unsupported("only tools of the type function are passed on")),
+        }
+    }
+    let mut names = BTreeSet::new();
+    if !request.tools.iter().all(|tool| names.insert(tool.name.as_str())) {
+        return Err(Refusal::bad("two tools have the same name"));
+    }
+    let mut conversation = Conversation::default();
+    for message in body.messages {
+        let text = message.content.map(Text::read).transpose()?;
+        match message.role.as_str() {
+            "system" | "developer" => conversation.system(&text.unwrap_or_default()),
+            "user" => conversation.add(Role::User, Part::Text(text.unwrap_or_default())),
+            "assistant" => {
+                if let Some(text) = text.filter(|text| !text.is_empty()) {
+                    conversation.add(Role::Assistant, Part::Text(text));
+                }
+                for call in message.tool_calls.into_iter().flatten() {
+                    let CalledFunction { name, arguments } = call.function;
+                    conversation.add(Role::Assistant, Part::ToolCall(ToolCall { id: call.id, name, arguments }));
+                }
+            }
+            "tool" => {
+                let id = message.tool_call_id.ok_or_else(|| Refusal::bad("a tool message has no tool_call_id"))?;
+                conversation.result(id, text.unwrap_or_default())?;
+            }
+            _ => return Err(Refusal::bad("the role of a message must be system, developer, user, assistant or tool")),
+        }
+    }
+    conversation.into_request(&mut request)?;
+    Ok(request)
+}
+
+fn finish(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::Stop | Finish::Other(_) => "stop",
+        Finish::Length => "length",
+        Finish::ToolCalls => "tool_calls",
+        Finish::Blocked(_) => "content_filter",
+    }
+}
+
+fn usage_json(usage: &Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_input_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    })
+}
+
+fn completion(answer: &CallAnswer, facts: &Facts) -> Value {
+    let mut message = json!({"role": "assistant", "content": answer.text, "refusal": null});
+    if !answer.tool_calls.is_empty() {
+        if answer.text.is_empty() {
+            message["content"] = Value::Null;
+        }
+        message["tool_calls"] = answer
+            .tool_calls
+            .iter()
+            .map(|call| {
+                json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}})
+            })
+            .collect();
+    }
+    let mut body = json!({
+        "id": answer.response_id.clone().unwrap_or_else(fresh_id),
+        "object": "chat.completion",
+        "created": facts.created(),
+        "model": facts.model(answer),
+        "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": finish(&answer.finish)}],
+        "drover": facts.json(),
+    });
+    if let Some(usage) = &answer.usage {
+        body["usage"] = usage_json(usage);
+    }
+    body
+}
+
+/// Writes an answer in chunks.
+struct Chunks {
+    id: String,
+    created: u64,
+    model: String,
+    include_usage: bool,
+}
+
+impl Chunks {
+    fn chunk(&self, choices: &Value) -> Value {
+        json!({"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model, "choices": choices})
+    }
+
+    fn delta(&self, delta: &Value, finish: Option<&str>, out: &mut String) {
+        let chunk = self.chunk(&json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}]));
+        write_event(&chunk, out);
+    }
+}
+
+fn write_event(body: &Value, out: &mut String) {
+    out.push_str("data: ");
+    out.push_str(&body.to_string());
+    out.push_str("\n\n");
+}
+
+impl Writer for Chunks {
+    fn begin(&mut self, out: &mut String) {
+        self.delta(&json!({"role": "assistant", "content": ""}), None, out);
+    }
+
+    fn piece(&mut self, piece: &Delta, out: &mut String) {
+        let delta = match piece {
+            Delta::Text(text) => json!({"content": text}),
+            Delta::ToolCall { index, id, name } => json!({"tool_calls": [
+                {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}]}),
+            Delta::Arguments { index, text } => {
+                json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+            }
+        };
+        self.delta(&delta, None, out);
+    }
+
+    fn end(&mut self, end: Result<(Box<CallAnswer>, Facts), Refusal>, out: &mut String) {
+        let (answer, facts) = match end {
+            Ok(end) => end,
+            // Without the last mark, so that nobody takes the beginning for the whole.
+            Err(refusal) => return write_event(&refusal.body(), out),
+        };
+        self.delta(&json!({}), Some(finish(&answer.finish)), out);
+        if self.include_usage
+            && let Some(usage) = &answer.usage
+        {
+            let mut last = self.chunk(&json!([]));
+            last["usage"] = usage_json(usage);
+            last["drover"] = facts.json();
+            write_event(&last, out);
+        }
+        out.push_str("data: [DONE]\n\n");
+    }
+}

@@ -1,0 +1,66 @@
+//! The HTTP front: the pool for programs that speak `OpenAI`'s interface, and the routes of the older daemon.
+//!
+//! ```text
+//! guard: Host, Origin, bearer token, size of the body
+//!   chat        POST /v1/chat/completions      responses   POST /v1/responses      GET /v1/models
+//!   daemon      POST /parallel   GET /status   GET /health
+//! ```
+//!
+//! It is a translator: what a request is worth, when it goes and what it costs is decided where all other work is decided too.
+//! A caller that goes away takes its call with it. Nothing is kept of a conversation.
+
+mod chat;
+mod clients;
+mod daemon;
+mod error;
+mod guard;
+mod inbound;
+mod outcome;
+mod responses;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+
+pub(crate) use guard::{Access, load_or_make_token};
+
+use crate::shell::Pool;
+use clients::Clients;
+
+/// Largest request.
+const MAX_BODY: usize = 16 << 20;
+/// Longest that a call may take that does not say itself.
+const WITHIN: Duration = Duration::from_mins(30);
+
+/// What every route needs.
+#[derive(Debug)]
+pub(crate) struct Front {
+    pool: Pool,
+    clients: Clients,
+    started: std::time::Instant,
+}
+
+/// The routes, behind their guard.
+pub(crate) fn router(pool: &Pool, access: Access) -> Router {
+    let front = Arc::new(Front { clients: Clients::new(pool), pool: pool.clone(), started: std::time::Instant::now() });
+    let access = Arc::new(access);
+    let open = Router::new()
+        .route("/health", get(daemon::health))
+        .route_layer(axum::middleware::from_fn_with_state(Arc::clone(&access), guard::from_here));
+    Router::new()
+        .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/models", get(outcome::models))
+        .route("/parallel", post(daemon::parallel))
+        .route("/status", get(daemon::status))
+        .route_layer(DefaultBodyLimit::max(MAX_BODY))
+        .route_layer(axum::middleware::from_fn_with_state(access, guard::authorized))
+        .merge(open)
+        .with_state(front)
+}
+
+#[cfg(test)]
+mod tests;

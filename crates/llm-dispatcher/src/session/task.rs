@@ -1,0 +1,195 @@
+//! A task as it came, as a job, and as a result.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use drover_proto::dispatch as pb;
+use serde_json::Value;
+
+use crate::call::{CallRequest, Finish};
+use crate::core::{Kind, Priority};
+use crate::errands::Errands;
+use crate::ledger::Digest;
+use crate::provider::OutputSchema;
+use crate::shell::{Chain, Done, Job, status_name};
+
+/// A task that was read.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// Its number in the input, from 0.
+    pub(super) position: u32,
+    pub(super) digest: Digest,
+    /// About what it takes in memory beside its place in the queue.
+    pub(super) bytes: usize,
+    task: pb::Task,
+}
+
+impl Asked {
+    pub(super) fn new(position: u32, digest: Digest, task: pb::Task) -> Self {
+        let bytes = task.prompt.len() + task.system.len() + task.schema.len() + task.url.len();
+        Self { position, digest, bytes, task }
+    }
+
+    /// Makes a job of it. The words move there; what is left is enough for its result.
+    pub(super) fn job(&mut self, chain: &Chain, errands: &Errands) -> Result<Job, String> {
+        let task = &mut self.task;
+        if !task.unreadable.is_empty() {
+            return Err(std::mem::take(&mut task.unreadable));
+        }
+        let kind = kind_of(&task.kind)?;
+        let mut job = match kind {
+            Kind::Fetch => errands.fetch(&task.url)?,
+            Kind::Search => errands.search(&task.prompt)?,
+            Kind::Analyze | Kind::Extract | Kind::Synthesize => Job::call(request_of(task, chain)?, chain.clone()),
+        };
+        job.kind = kind;
+        job.priority = match task.priority.as_str() {
+            "" | "normal" => Priority::Normal,
+            "low" => Priority::Low,
+            "high" => Priority::High,
+            other => return Err(format!("unknown priority {other:?}, expected low, normal or high")),
+        };
+        job.within = (task.deadline_ms > 0).then(|| Duration::from_millis(task.deadline_ms));
+        job.hedge = !task.no_hedge;
+        Ok(job)
+    }
+
+    fn id(&self) -> String {
+        if self.task.id.is_empty() { (u64::from(self.position) + 1).to_string() } else { self.task.id.clone() }
+    }
+
+    /// What came of it.
+    pub(super) fn result(&self, done: &Done, began_us: u64) -> pb::TaskResult {
+        let since = |at_us: u64| at_us.saturating_sub(began_us) / 1000;
+        let answer = done.answer.as_ref();
+        let error = match answer.map(|answer| &answer.finish) {
+            Some(Finish::Blocked(why)) => format!("the provider withholds the answer: {why}"),
+            _ => done.error.clone(),
+        };
+        let usage = answer.and_then(|answer| answer.usage);
+        let output = answer.map_or_else(String::new, |answer| match &answer.structured {
+            Some(value) if answer.text.is_empty() => value.to_string(),
+            _ => answer.text.clone(),
+        });
+        pb::TaskResult {
+            id: self.id(),
+            status: status_name(done.status).to_owned(),
+            output,
+            error,
+            attempts: done.attempts,
+            provider: done.lane.as_ref().map(|lane| lane.name.clone()).unwrap_or_default(),
+            model: done.lane.as_ref().map(|lane| lane.model.clone()).unwrap_or_default(),
+            cost_pico_usd: u64::try_from(done.cost.pico()).unwrap_or(u64::MAX),
+            started_ms: since(done.started_us),
+            ended_ms: since(done.ended_us),
+            resumed: false,
+            simulated: done.lane.as_ref().is_some_and(|lane| lane.simulated()),
+            input_tokens: usage.map(|usage| usage.input_tokens),
+            output_tokens: usage.map(|usage| usage.output_tokens),
+            number: u64::from(self.position) + 1,
+        }
+    }
+
+    /// The result of one that cannot be begun.
+    pub(super) fn refused(&self, why: String, since: Duration) -> pb::TaskResult {
+        let at = since.as_millis() as u64;
+        pb::TaskResult {
+            id: self.id(),
+            status: "refused".to_owned(),
+            error: why,
+            started_ms: at,
+            ended_ms: at,
+            number: u64::from(self.position) + 1,
+            ..pb::TaskResult::default()
+        }
+    }
+}
+
+fn kind_of(word: &str) -> Result<Kind, String> {
+    if word.is_empty() {
+        return Ok(Kind::Analyze);
+    }
+    Kind::ALL
+        .into_iter()
+        .find(|kind| kind.as_str() == word)
+        .ok_or_else(|| format!("unknown kind {word:?}, expected one of {}", Kind::ALL.map(Kind::as_str).join(", ")))
+}
+
+fn request_of(task: &mut pb::Task, chain: &Chain) -> Result<CallRequest, String> {
+    if task.prompt.trim().is_empty() {
+        return Err("the prompt is empty".to_owned());
+    }
+    let usual = chain.first().map_or(1024, |lane| lane.max_tokens);
+    let mut request = CallRequest::prompt(
+        std::mem::take(&mut task.prompt),
+        if task.max_tokens == 0 { usual } else { task.max_tokens },
+    );
+    if !task.system.is_empty() {
+        request = request.with_system(std::mem::take(&mut task.system));
+    }
+    if let Some(temperature) = task.temperature {
+        if !(0.0..=2.0).contains(&temperature) {
+            return Err(format!("temperature must be from 0 to 2, is {temperature}"));
+        }
+        request.temperature = Some(temperature as f32);
+    }
+    if !task.schema.is_empty() {
+        let schema: Value =
+            serde_json::from_str(&task.schema).map_err(|error| format!("the schema is not JSON: {error}"))?;
+        let schema = OutputSchema::new("answer", schema).map_err(|error| format!("the schema is none: {error}"))?;
+        request = request.with_schema(Arc::new(schema));
+    }
+    Ok(request)
+}
+
+/// Everything that decides what the task asks for. A name that was not given, and how soon and how often it is asked, do not.
+pub(super) fn digest_of(task: &pb::Task, asked_for: &str) -> Digest {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    let numbers = format!("{}\0{:?}", task.max_tokens, task.temperature);
+    for part in [asked_for, &task.id, &task.prompt, &task.system, &task.kind, &task.url, &task.schema, &numbers] {
+        // With its length, so that no two lists of parts look the same.
+        context.update(&(part.len() as u64).to_le_bytes());
+        context.update(part.as_bytes());
+    }
+    let mut digest = Digest::default();
+    digest.copy_from_slice(&context.finish().as_ref()[..16]);
+    digest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(id: &str, prompt: &str) -> pb::Task {
+        pb::Task { id: id.to_owned(), prompt: prompt.to_owned(), ..pb::Task::default() }
+    }
+
+    #[test]
+    fn equal_tasks_are_one_and_any_change_makes_another() {
+        let one = digest_of(&task("", "Hi"), "\0");
+        assert_eq!(one, digest_of(&pb::Task { deadline_ms: 5, no_hedge: true, ..task("", "Hi") }, "\0"));
+        let others = [
+            digest_of(&task("a", "Hi"), "\0"),
+            digest_of(&task("", "Hi "), "\0"),
+            digest_of(&task("", "Hi"), "gemini\0"),
+            digest_of(&task("H", "i"), "\0"),
+            digest_of(&pb::Task { max_tokens: 5, ..task("", "Hi") }, "\0"),
+            digest_of(&pb::Task { temperature: Some(0.0), ..task("", "Hi") }, "\0"),
+            digest_of(&pb::Task { schema: "{}".to_owned(), ..task("", "Hi") }, "\0"),
+        ];
+        for (index, other) in others.iter().enumerate() {
+            assert!(*other != one && !others[..index].contains(other), "{index}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_a_reason() {
+        let chain = Chain::of([]);
+        let why = |mut task: pb::Task| request_of(&mut task, &chain).err().unwrap_or_default();
+        assert!(why(task("", "  ")).contains("empty"));
+        assert!(why(pb::Task { temperature: Some(7.0), ..task("", "x") }).contains("temperature"));
+        assert!(why(pb::Task { schema: "{".to_owned(), ..task("", "x") }).contains("schema"));
+        assert_eq!(why(task("", "x")), "");
+        assert!(kind_of("dream").unwrap_err().contains("synthesize"));
+    }
+}
