@@ -91,6 +91,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
             .out(crate::completions::script(completions.shell).trim_end())
             .map(|()| Exit::Done)
             .map_err(Into::into),
+        Command::Connect(connect) => commands::connect::run(connect.addr).map_err(Into::into),
         command => on_runtime(cli.global, command, &screen),
     };
     let exit = result.unwrap_or_else(|error| report(&screen, json, &error));
@@ -148,7 +149,8 @@ struct InForce {
 fn load_config(global: &Global, command: &Command) -> Result<InForce, Fault> {
     // `doctor` reports a broken file as one of its findings. Another machine's router has its own configuration.
     let elsewhere = global.router.is_some() && global.config.is_none();
-    if elsewhere || matches!(command, Command::Doctor(_)) {
+    // On a login host the files that lie about are not for what another host asks there.
+    if elsewhere || matches!(command, Command::Doctor(_) | Command::Site(_)) {
         return Ok(InForce { config: Config::default(), source: "built in".to_owned() });
     }
     match drover_config::load(global.config.as_deref()) {

@@ -112,12 +112,56 @@ A key is changed in three steps, and each waits until nobody is cut off by it:
   drover keys use 5e              every node seals with it
   drover keys remove a1           nobody takes the old one any more")]
     Keys(Keys),
+    /// Have many prompts answered at once, as fast as limits and money allow
+    #[command(after_help = "\
+A file has one prompt a line, or one JSON object a line, such as
+  {\"id\": \"q1\", \"prompt\": \"Sum up: ...\", \"system\": \"Be brief.\", \"max_tokens\": 200}
+with any of: id, prompt, system, kind, url, max_tokens, temperature, schema, priority, deadline_ms, hedge.
+
+Examples:
+  drover dispatch prompts.txt --provider sim
+  drover dispatch tasks.jsonl --json > results.jsonl
+  drover dispatch tasks.jsonl --resume 1a2b3c4d
+  git ls-files | sed 's/^/What may this file be for: /' | drover dispatch - --unordered")]
+    Dispatch(Dispatch),
+    /// Find something out about many subjects at once: search, read, and let a model answer for each
+    #[command(after_help = "\
+Every answer says what it rests on. Without a search engine (node_scaling.search) it rests on nothing, and says so.
+
+Examples:
+  drover research OpenAI Anthropic \"Google DeepMind\" --topic \"products and prices\"
+  drover research Merino Cheviot --provider sim --json")]
+    Research(Research),
+    /// Have a request in plain words planned, researched and answered
+    #[command(after_help = "\
+Examples:
+  drover ask \"Research the top 5 AI companies and compare their products\"
+  drover ask --dry-run \"Compare the three largest sheep breeds\"")]
+    Ask(Ask),
+    /// Show what a worker sees of a web page, or why it does not read it
+    #[command(after_help = "\
+Only pages of the public internet are read, as their sites' robots.txt allow. node_scaling.fetch.allow lists hosts of your
+own network that may be read too.
+
+Examples:
+  drover fetch https://example.org/
+  drover fetch https://example.org/ --json")]
+    Fetch(Fetch),
+    /// Show what model calls cost, and what is left of the day's cap
+    #[command(after_help = "Examples:\n  drover spend\n  drover spend --days 30 --json")]
+    Spend(Spend),
     /// Check this machine, the configuration and the daemons, and say what to do
     #[command(after_help = "Examples:\n  drover doctor\n  drover doctor --fix")]
     Doctor(Doctor),
     /// Run one daemon of this file in the foreground
     #[command(after_help = daemon_help())]
     Daemon(DaemonArgs),
+    /// Internal: connect standard input and output to an address, where a login host forbids the forwarding of ports
+    #[command(hide = true, after_help = "Example:\n  ssh login bin/drover connect 127.0.0.1:7952")]
+    Connect(Connect),
+    /// Internal: what a drover elsewhere asks of the one that it has placed on a cluster
+    #[command(hide = true, after_help = "Example:\n  ssh login bin/drover site probe --dir shared")]
+    Site(Site),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  source <(drover completions bash)")]
     Completions(Completions),
@@ -327,6 +371,86 @@ pub(crate) struct KeyNamed {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Dispatch {
+    /// File with the tasks; `-` is standard input. Without it the file that the run to resume began with
+    #[arg(value_name = "FILE|-", required_unless_present_any = ["resume", "runs"])]
+    pub(crate) file: Option<String>,
+    /// Most tasks at once; the limits of the configuration hold all the same
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) concurrency: Option<u32>,
+    /// Go on with this run: what it has answered is not asked, and not paid for, again
+    #[arg(long, value_name = "RUN", conflicts_with = "run")]
+    pub(crate) resume: Option<String>,
+    /// Name of the run; without it a fresh one
+    #[arg(long, value_name = "RUN")]
+    pub(crate) run: Option<String>,
+    /// Print results as they come, not in the order of the tasks
+    #[arg(long)]
+    pub(crate) unordered: bool,
+    /// Provider to ask instead of the configured one; `sim` only pretends, and needs no key
+    #[arg(long, value_name = "NAME")]
+    pub(crate) provider: Option<String>,
+    /// Model to ask instead of the configured one
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// List the runs instead
+    #[arg(long, conflicts_with_all = ["file", "resume", "run"])]
+    pub(crate) runs: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Research {
+    /// About whom or what
+    #[arg(value_name = "SUBJECT", required = true)]
+    pub(crate) subjects: Vec<String>,
+    /// What is to be found out about each; without it an overview
+    #[arg(long, value_name = "T")]
+    pub(crate) topic: Option<String>,
+    #[command(flatten)]
+    pub(crate) whose: WhoseModel,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ask {
+    /// What is wanted, in plain words; `-` reads it from standard input
+    #[arg(value_name = "REQUEST")]
+    pub(crate) request: String,
+    /// Show the plan and what it can cost at most, and end there
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Show what was found about each subject, too
+    #[arg(long)]
+    pub(crate) findings: bool,
+    #[command(flatten)]
+    pub(crate) whose: WhoseModel,
+}
+
+/// Whose model answers.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WhoseModel {
+    /// Provider to ask instead of the configured one; `sim` only pretends, and needs no key
+    #[arg(long, value_name = "NAME")]
+    pub(crate) provider: Option<String>,
+    /// Model to ask instead of the configured one
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fetch {
+    /// The page
+    #[arg(value_name = "URL")]
+    pub(crate) url: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Spend {
+    /// How many days to show
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) days: u32,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Doctor {
     /// Repair what can be repaired without harm
     #[arg(long)]
@@ -343,6 +467,49 @@ pub(crate) struct DaemonArgs {
     /// Its own arguments; `drover daemon NAME --help` explains them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     pub(crate) args: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Connect {
+    /// Where to
+    pub(crate) addr: std::net::SocketAddr,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Site {
+    #[command(subcommand)]
+    pub(crate) action: SiteAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SiteAction {
+    /// See to it that an outbox follower runs on this host, and print where; its settings come as JSON on standard input
+    Follower(SiteFollower),
+    /// Print what this host is like, as JSON
+    Probe(SiteProbe),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SiteFollower {
+    /// Directory on the shared file system that is drover's
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SiteProbe {
+    /// Directory to look at
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// File below it that is to be seen
+    #[arg(long, value_name = "NAME")]
+    pub(crate) sees: Option<String>,
+    /// Look for codex too
+    #[arg(long)]
+    pub(crate) codex: bool,
+    /// Where codex is; without it where workers find it by themselves
+    #[arg(long, value_name = "FILE", requires = "codex")]
+    pub(crate) codex_bin: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

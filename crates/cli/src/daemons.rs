@@ -29,10 +29,14 @@ pub(crate) const ALL: &[Linked] = &[
     linked::<drover_follower::Follower>(),
     linked::<drover_worker::Worker>(),
     linked::<drover_membership::Membership>(),
+    linked::<drover_dispatcher::Dispatcher>(),
 ];
 
 /// The daemons of the login side, in the order in which they are started: the router last, so that it finds the others.
 pub(crate) const LOGIN_SIDE: &[&str] = &["outbox-follower", "slurm-allocator", ROUTER];
+
+/// Name of the dispatcher in the address book. It runs only once a command has needed it.
+pub(crate) const DISPATCHER: &str = "llm-dispatcher";
 
 /// Name of the router in the address book.
 pub(crate) const ROUTER: &str = "router";
@@ -60,11 +64,12 @@ impl Linked {
 /// Argument that our own commands add when they start a daemon that is to outlive them.
 pub(crate) const DETACH: &str = "--detach-from-terminal";
 
-/// The daemon of this name; the short names `allocator` and `follower` are understood too.
+/// The daemon of this name; the short names `allocator`, `follower` and `dispatcher` are understood too.
 pub(crate) fn find(name: &str) -> Option<&'static Linked> {
     let name = match name {
         "allocator" => "slurm-allocator",
         "follower" => "outbox-follower",
+        "dispatcher" => DISPATCHER,
         other => other,
     };
     ALL.iter().find(|daemon| daemon.name == name)

@@ -23,6 +23,7 @@ mod codex;
 mod commands;
 mod completions;
 mod daemons;
+mod dispatcher;
 mod fault;
 mod files;
 mod probe;

@@ -120,7 +120,7 @@ pub(crate) fn missing(state: &StateDir) -> Vec<&'static str> {
 }
 
 /// Waits until a daemon that was just started answers.
-async fn healthy(state: &StateDir, daemon: &str, child: &mut Child, deadline: Instant) -> Result<(), Fault> {
+pub(crate) async fn healthy(state: &StateDir, daemon: &str, child: &mut Child, deadline: Instant) -> Result<(), Fault> {
     let mut why = "it does not listen yet".to_owned();
     loop {
         if let Some(entry) = address_book::read(state, daemon) {

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::client;
-use crate::daemons::{LOGIN_SIDE, ROUTER};
+use crate::daemons::{DISPATCHER, LOGIN_SIDE, ROUTER};
 use crate::fault::{Exit, Fault};
 use crate::render::words;
 use crate::supervise::signal;
@@ -80,7 +80,7 @@ fn running(state: &StateDir) -> Vec<Doomed> {
         let entry = address_book::read(state, name)?;
         Some(Doomed { name, id: ProcessId { pid: entry.pid, start_time: entry.start_time } })
     };
-    LOGIN_SIDE.iter().rev().filter_map(entry).collect()
+    LOGIN_SIDE.iter().rev().chain(&[DISPATCHER]).filter_map(entry).collect()
 }
 
 /// How many swarms go on beside the one that ends too; `None` when the router does not say.

@@ -1,11 +1,15 @@
 //! One module per command.
 
 mod approvals;
+mod ask;
 mod attach;
+pub(crate) mod connect;
 mod demo;
+mod dispatch;
 mod doctor;
 mod down;
 mod events;
+mod fetch;
 mod follow;
 mod inject;
 mod interrupt;
@@ -13,6 +17,9 @@ mod keys;
 mod launch;
 mod list;
 mod members;
+mod research;
+mod site;
+mod spend;
 mod status;
 mod terminate;
 mod up;
@@ -41,9 +48,15 @@ pub(crate) async fn run(app: &App, command: Command) -> anyhow::Result<Exit> {
         Command::Why(args) => why::run(app, &args).await,
         Command::Members(args) => members::run(app, &args).await,
         Command::Keys(args) => keys::run(app, args).await,
+        Command::Dispatch(args) => dispatch::run(app, args).await,
+        Command::Research(args) => research::run(app, &args).await,
+        Command::Ask(args) => ask::run(app, &args).await,
+        Command::Fetch(args) => fetch::run(app, &args).await,
+        Command::Spend(args) => spend::run(app, &args).await,
         Command::Doctor(args) => doctor::run(app, &args).await,
-        // These two need no runtime and are carried out before there is one.
-        Command::Daemon(_) | Command::Completions(_) => Ok(Exit::Usage),
+        Command::Site(args) => site::run(app, args).await,
+        // These need no runtime and are carried out before there is one.
+        Command::Daemon(_) | Command::Connect(_) | Command::Completions(_) => Ok(Exit::Usage),
     }
 }
 
@@ -59,6 +72,7 @@ impl Command {
                 | Self::Attach(_)
                 | Self::Events(_)
                 | Self::Members(_)
+                | Self::Dispatch(_)
                 | Self::Terminate(_)
         )
     }

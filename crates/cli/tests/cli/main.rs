@@ -4,6 +4,8 @@
 
 mod broken;
 mod commands;
+mod connect;
 mod fake;
 mod real;
 mod usage;
+mod web;

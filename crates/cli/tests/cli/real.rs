@@ -150,11 +150,13 @@ fn the_demo_shows_everything_and_leaves_nothing_behind() {
         "first answer",
         "inject",
         "status",
+        "members",
         "worker killed",
         "it answers",
         "router killed",
         "terminate",
         "the log",
+        "dispatch",
         "stop",
         "in all",
     ];

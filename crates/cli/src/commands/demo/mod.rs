@@ -1,5 +1,6 @@
 //! `drover demo`: the quick start on this machine, played for real in a state directory of its own, and checked.
 
+mod analyses;
 mod leftovers;
 mod tour;
 

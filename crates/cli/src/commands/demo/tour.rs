@@ -13,12 +13,13 @@ use drover_types::AgentKind;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::Row;
+use super::{Row, analyses};
 use crate::app::App;
 use crate::client::{Client, unary};
 use crate::commands::follow::Teller;
 use crate::commands::{inject, launch, members, status, terminate};
-use crate::daemons::{LOGIN_SIDE, ROUTER};
+use crate::daemons::{DISPATCHER, LOGIN_SIDE, ROUTER};
+use crate::dispatcher;
 use crate::fault::Fault;
 use crate::files::Lock;
 use crate::render::json::data_of;
@@ -125,6 +126,7 @@ impl Tour {
         self.kill_the_router().await?;
         self.terminate().await?;
         self.check_the_log().await?;
+        self.analyse().await?;
         self.stop_daemons().await
     }
 
@@ -368,6 +370,25 @@ impl Tour {
         Ok(())
     }
 
+    /// Has ten analyses done one after another, then side by side, by a provider that only pretends.
+    async fn analyse(&mut self) -> anyhow::Result<()> {
+        self.heading(&format!(
+            "drover dispatch analyses.txt --provider sim (the same {}, both ways)",
+            analyses::COUNT
+        ))?;
+        let since = Instant::now();
+        let mut daemon = Supervisor::start(&self.state, self.app.config_path.as_deref(), &[DISPATCHER]);
+        let seen = match daemon.healthy(&[DISPATCHER]).await {
+            Ok(()) => analyses::both_ways(&mut dispatcher::rpc(&self.state)).await,
+            Err(fault) => Err(fault.into()),
+        };
+        // It has nothing more to do, however that went.
+        daemon.stop().await;
+        let seen = seen?;
+        self.saw("dispatch", since, seen.is_well(), seen.words());
+        Ok(())
+    }
+
     /// Reads the swarm's whole log again: every prompt one turn, every number once.
     async fn check_the_log(&mut self) -> anyhow::Result<()> {
         let since = Instant::now();
@@ -413,7 +434,17 @@ fn settings(app: &App) -> Value {
     let mut worker = serde_json::to_value(&app.config.worker).unwrap_or_default();
     worker["listen"] = Value::Null;
     let discovery = json!({"gossip_interval": "200ms", "node_timeout": "1s", "dead_node_timeout": "10s"});
-    json!({"cluster": {"backend": "local"}, "worker": worker, "swarm": {"discovery": discovery}})
+    let count = analyses::COUNT;
+    let scaling = json!({
+        "limits": {"max_nodes": count, "max_concurrent_api": count},
+        "sim": {"latency": analyses::LATENCY},
+    });
+    json!({
+        "cluster": {"backend": "local"},
+        "worker": worker,
+        "swarm": {"discovery": discovery},
+        "node_scaling": scaling,
+    })
 }
 
 fn alive(answer: &pb::ListMembersResponse) -> usize {

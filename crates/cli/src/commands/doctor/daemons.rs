@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use drover_config::Config;
+use drover_proto::dispatch as pb_dispatch;
 use drover_proto::router as pb;
 use drover_service::address_book::{self, Entry};
 use drover_service::{StateDir, Target, process, who_listens};
 
 use super::Check;
 use crate::app::App;
-use crate::daemons::{LOGIN_SIDE, ROUTER};
+use crate::daemons::{DISPATCHER, LOGIN_SIDE, ROUTER};
 use crate::fault;
 use crate::render::words;
 use crate::{client, files, probe, start};
@@ -41,6 +42,7 @@ pub(super) async fn local(app: &App, config: &Config, state: &StateDir, fix: boo
         let target = Target::Daemon { state: state.clone(), name: ROUTER.to_owned() };
         checks.extend(router_view(target, &router.listen).await);
     }
+    checks.extend(dispatcher(config, state).await);
     let ours: Vec<String> = address_book::list(state)
         .into_iter()
         .filter(Entry::is_alive)
@@ -86,6 +88,79 @@ async fn daemon(state: &StateDir, name: &'static str, some_run: bool) -> Check {
             Check::wrong(name, format!("{place} runs but does not answer: {why}"), hint)
         }
     }
+}
+
+/// The dispatcher, which runs once a command has needed it, and the providers that it would ask.
+async fn dispatcher(config: &Config, state: &StateDir) -> Vec<Check> {
+    const PROVIDER: &str = "model provider";
+    let mut checks = vec![daemon(state, DISPATCHER, false).await];
+    let configured = config.node_scaling.as_ref();
+    if configured.is_some_and(|scaling| !scaling.enabled) {
+        checks.push(Check::ok(PROVIDER, "node_scaling.enabled is false: nothing is dispatched"));
+        return checks;
+    }
+    if address_book::read(state, DISPATCHER).is_some() && checks[0].ok {
+        let asked = crate::dispatcher::rpc(state).get_status(pb_dispatch::GetStatusRequest {}).await;
+        match asked {
+            Ok(status) => checks.extend(lanes(&status.into_inner())),
+            Err(status) => checks.push(Check::wrong(PROVIDER, fault::deepest(&status), "look at the dispatcher's log")),
+        }
+        return checks;
+    }
+    checks.push(match configured {
+        None => Check::ok(PROVIDER, "none is configured: answers are simulated")
+            .hint("a node_scaling section in drover.yaml names one, as in configs/node-scaling.yaml"),
+        Some(scaling) => {
+            let provider = &scaling.provider;
+            let named = format!("{} {}", provider.name, provider.model.as_deref().unwrap_or_default());
+            match &provider.api_key_env {
+                Some(variable) if std::env::var_os(variable).is_none_or(|key| key.is_empty()) => Check::warning(
+                    PROVIDER,
+                    format!("{} has no key: {variable} is not set here", named.trim()),
+                    format!("export {variable}=... before the first `drover dispatch`, or try without: --provider sim"),
+                ),
+                _ => Check::ok(PROVIDER, named.trim()),
+            }
+        }
+    });
+    checks
+}
+
+/// The providers of a running dispatcher, and what it complains about.
+fn lanes(status: &pb_dispatch::GetStatusResponse) -> Vec<Check> {
+    let named = |lane: &pb_dispatch::Lane| format!("{}/{}", lane.provider, lane.model);
+    // `sim` stands beside what is configured, and is always well.
+    let lanes: Vec<_> = status.lanes.iter().filter(|lane| !lane.simulated || status.lanes.len() == 1).collect();
+    let mut checks = Vec::new();
+    for lane in lanes {
+        let name = "model provider";
+        checks.push(if !lane.unusable.is_empty() {
+            let hint =
+                "set the key where daemons are started, then `drover down`; the next command starts the dispatcher";
+            Check::warning(name, format!("{}: {}", named(lane), lane.unusable), hint)
+        } else if lane.breaker != "closed" {
+            Check::warning(
+                name,
+                format!("{} fails and is left alone for now", named(lane)),
+                "look at `drover dispatch` errors, or name another in node_scaling.fallback",
+            )
+        } else if !lane.priced {
+            Check::warning(
+                name,
+                format!("{}: its price is not known, so no cap can hold", named(lane)),
+                "add the model to model_pricing",
+            )
+        } else {
+            Check::ok(name, format!("{}, {} at once", named(lane), lane.width))
+        });
+    }
+    checks.extend(
+        status
+            .notes
+            .last()
+            .map(|note| Check::ok("dispatcher's last word", note.message.clone()).hint(note.hint.clone())),
+    );
+    checks
 }
 
 fn misses_something(info: &pb::GetInfoResponse) -> bool {
@@ -226,6 +301,7 @@ pub(super) fn ports(config: &Config, ours: &[String]) -> Check {
         ("JSON-line control plane", config.router.control_listen, 8765),
         ("allocator", config.allocator.listen, 7951),
         ("follower", config.follower.listen, 7952),
+        ("dispatcher", config.node_scaling.as_ref().and_then(|scaling| scaling.listen), 7955),
     ];
     let mut taken = Vec::new();
     let mut hints = Vec::new();

@@ -2,6 +2,7 @@
 
 mod daemons;
 mod machine;
+mod site;
 
 use std::path::PathBuf;
 
@@ -74,6 +75,7 @@ pub(super) async fn run(app: &App, args: &Doctor) -> anyhow::Result<Exit> {
     } else {
         checks.extend(here(app, args, &config).await);
         checks.push(machine::cluster(&config, args.cluster.as_deref()));
+        checks.extend(site::cluster(&config, args.cluster.as_deref()).await);
         checks.extend(agent(&config).await);
         checks.push(machine::memory(config.worker.agent));
     }

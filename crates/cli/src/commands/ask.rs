@@ -1,0 +1,178 @@
+//! `drover ask`: a request in plain words, planned, carried out and summed up.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use drover_config::NodeScalingConfig;
+use drover_dispatcher::coordinator::{AskError, Coordinator, Estimate, Plan, Planned, Prices, estimate, token_prices};
+use drover_dispatcher::core::Money;
+use drover_dispatcher::research::Outcome;
+use drover_dispatcher::search::SearchBackend;
+use serde_json::json;
+
+use super::research::{InOrder, Summary, Tools, note};
+use crate::app::App;
+use crate::args::{Ask, WhoseModel};
+use crate::fault::{Exit, Fault};
+
+pub(super) async fn run(app: &App, args: &Ask) -> anyhow::Result<Exit> {
+    let request = super::text_or_stdin(&args.request)?;
+    let scaling = app.config.node_scaling.clone().unwrap_or_default();
+    let tools = Tools::of(app)?;
+    let thinker = thinker(&scaling, &args.whose);
+    // The coordinator may be another model than the workers', so it has a run of its own.
+    let (thinking, thinking_said) = tools.open(app, "drover ask: coordinator", &thinker).await?;
+    let (working, working_said) = tools.open(app, "drover ask", &args.whose).await?;
+    tools.remark(app);
+    let began = Instant::now();
+    let coordinator = Coordinator::new(Arc::clone(&thinking) as _);
+    let work = async {
+        let result = carry_out(app, args, &request, &tools, &coordinator, &working, began).await;
+        working.close();
+        thinking.close();
+        result
+    };
+    let (result, thought, worked) =
+        tokio::join!(work, thinking_said.listen(|_| ()), working_said.listen(|response| note(app, &response)));
+    let exit = result?;
+    for ended in [thought, worked] {
+        ended.map_err(|status| Fault::of_status(&status))?;
+    }
+    Ok(exit)
+}
+
+async fn carry_out(
+    app: &App,
+    args: &Ask,
+    request: &str,
+    tools: &Tools,
+    coordinator: &Coordinator,
+    working: &Arc<drover_dispatcher::research::Remote>,
+    began: Instant,
+) -> anyhow::Result<Exit> {
+    let spinner = app.screen.spinner("planning");
+    let Planned { plan, told } = coordinator.plan(request).await.map_err(|error| fault(&error))?;
+    drop(spinner);
+    let estimate =
+        estimate(request, &plan, &tools.settings, tools.search.name() != "off", &prices(app, tools.search.as_ref()));
+    show_plan(app, &plan, &estimate, told.simulated)?;
+    if args.dry_run {
+        return Ok(Exit::Done);
+    }
+    let bar = app.screen.bar(plan.subjects.len() as u64, "research");
+    let before = Instant::now();
+    let mut shown = InOrder::new(app);
+    // People want the answer; what it was made of is for scripts and for --findings.
+    let show = app.global.json || args.findings;
+    let mut count = 0;
+    let findings = tools
+        .researcher(working)
+        .run(&plan.research(), |finding| {
+            count += 1;
+            bar.at(count);
+            if show {
+                shown.add(finding);
+            }
+        })
+        .await;
+    let researching = before.elapsed();
+    drop(bar);
+    shown.result?;
+    let spinner = app.screen.spinner("putting the findings together");
+    let answer = coordinator.synthesize(request, &plan, &findings).await;
+    drop(spinner);
+    let wall = began.elapsed();
+    let mut summary = Summary::of(&findings, wall, wall.saturating_sub(researching), tools.settings.width);
+    summary.cost = summary.cost + Money::from_pico(told.cost_pico_usd) + Money::from_pico(answer.cost_pico_usd);
+    let (text, why) = match &answer.outcome {
+        Outcome::Answered(text) => (Some(text), None),
+        Outcome::Blocked(why) | Outcome::Failed(why) => (None, Some(why)),
+    };
+    if app.global.json {
+        let ungrounded: Vec<&str> =
+            findings.iter().filter(|finding| !finding.is_grounded()).map(|finding| finding.subject.as_str()).collect();
+        let document = json!({
+            "answer": text, "error": why, "ungrounded": ungrounded, "provider": answer.provider, "model": answer.model,
+            "simulated": answer.simulated,
+        });
+        app.screen.out(&document.to_string())?;
+    } else if let Some(text) = text {
+        app.screen.out(text.trim_end())?;
+        let ungrounded: Vec<&str> =
+            findings.iter().filter(|finding| !finding.is_grounded()).map(|finding| finding.subject.as_str()).collect();
+        if !ungrounded.is_empty() {
+            app.screen.note(&format!("resting on no source: {}", ungrounded.join(", ")));
+        }
+    }
+    summary.show(app)?;
+    match why {
+        Some(why) => Err(Fault::failed(format!("the findings could not be put together: {why}"))
+            .hint("`drover ask --findings` shows them as they are")
+            .into()),
+        None => Ok(Exit::Done),
+    }
+}
+
+/// Whose model plans and sums up: what is asked for, else the configured coordinator, else the one that works.
+fn thinker(scaling: &NodeScalingConfig, asked: &WhoseModel) -> WhoseModel {
+    match &scaling.coordinator {
+        Some(coordinator) if asked.provider.is_none() && asked.model.is_none() => {
+            WhoseModel { provider: Some(coordinator.name.clone()), model: coordinator.model.clone() }
+        }
+        _ => asked.clone(),
+    }
+}
+
+/// What the parts cost, as far as that is known.
+fn prices(app: &App, search: &dyn SearchBackend) -> Prices {
+    let scaling = app.config.node_scaling.clone().unwrap_or_default();
+    let price = |provider: &drover_config::ProviderSettings| {
+        let model = provider.model.as_deref().unwrap_or(&provider.name);
+        token_prices(&app.config.model_pricing, &provider.name, model)
+    };
+    let worker = price(&scaling.provider);
+    let coordinator = scaling.coordinator.as_ref().map_or(worker, price);
+    Prices {
+        worker_input: worker.map(|price| price.0),
+        worker_output: worker.map(|price| price.1),
+        coordinator_input: coordinator.map(|price| price.0),
+        coordinator_output: coordinator.map(|price| price.1),
+        search: search.worst_case_pico_usd(),
+    }
+}
+
+fn show_plan(app: &App, plan: &Plan, estimate: &Estimate, simulated: bool) -> std::io::Result<()> {
+    let cost = estimate.cost_pico_usd.map(Money::from_pico);
+    if app.global.json {
+        let document = json!({"plan": {
+            "subjects": plan.subjects, "topic": plan.topic, "synthesis": plan.synthesis, "simulated": simulated,
+            "searches": estimate.searches, "pages": estimate.pages, "calls": estimate.calls,
+            "worst_case_usd": cost.map(Money::usd),
+        }});
+        return app.screen.out(&document.to_string());
+    }
+    let about = if plan.topic.is_empty() { String::new() } else { format!(" ({})", plan.topic) };
+    let made_up = if simulated { ", simulated" } else { "" };
+    app.screen.note(&format!("plan{made_up}: {}{about}", plan.subjects.join("; ")));
+    let cost = cost
+        .map_or_else(|| "of unknown cost: not every price is known".to_owned(), |cost| format!("at most {cost} USD"));
+    app.screen.note(&format!(
+        "at most {} searches, {} pages, {} calls to models, {cost}",
+        estimate.searches, estimate.pages, estimate.calls
+    ));
+    Ok(())
+}
+
+fn fault(error: &AskError) -> Fault {
+    let message = error.to_string();
+    match error {
+        AskError::Empty | AskError::TooLong(_) => {
+            Fault::usage(message).hint("say in a sentence or two what is to be found out about whom")
+        }
+        AskError::Model(_) => Fault::failed(message)
+            .hint("`drover doctor` looks at the provider; another can plan: node_scaling.coordinator"),
+        AskError::Plan(_) => Fault::failed(message).hint(
+            "say it in other words, let a stronger model plan (node_scaling.coordinator), or use `drover research`",
+        ),
+    }
+}

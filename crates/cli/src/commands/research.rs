@@ -1,0 +1,308 @@
+//! `drover research`: the same question about many subjects at once, each answered from what was found about it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use drover_dispatcher::core::Money;
+use drover_dispatcher::fetch::Fetcher;
+use drover_dispatcher::research::{
+    Finding, Grounding, Listener, Miss, Outcome, Remote, Request, ResearchSettings, Researcher, Source,
+};
+use drover_dispatcher::search::{self, SearchBackend, SearchSettings};
+use drover_proto::dispatch as pb;
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::args::{Research, WhoseModel};
+use crate::dispatcher;
+use crate::fault::{Exit, Fault};
+
+/// More at once are rather a file for `drover dispatch`.
+const MOST_SUBJECTS: usize = 1000;
+const LONGEST_SUBJECT: usize = 500;
+
+pub(super) async fn run(app: &App, args: &Research) -> anyhow::Result<Exit> {
+    let request = Request { subjects: checked(&args.subjects)?, topic: args.topic.clone().unwrap_or_default() };
+    let tools = Tools::of(app)?;
+    let (remote, listener) = tools.open(app, "drover research", &args.whose).await?;
+    tools.remark(app);
+    let researcher = tools.researcher(&remote);
+    let began = Instant::now();
+    let bar = app.screen.bar(request.subjects.len() as u64, "research");
+    let mut shown = InOrder::new(app);
+    let work = async {
+        let findings = researcher
+            .run(&request, |finding| {
+                shown.add(finding);
+                bar.at(shown.count());
+            })
+            .await;
+        remote.close();
+        (findings, began.elapsed())
+    };
+    let ((findings, wall), heard) = tokio::join!(work, listener.listen(|response| note(app, &response)));
+    drop(bar);
+    shown.result?;
+    let summary = Summary::of(&findings, wall, Duration::ZERO, tools.settings.width);
+    summary.show(app)?;
+    heard.map_err(|status| Fault::of_status(&status))?;
+    Ok(if summary.failed == 0 { Exit::Done } else { Exit::Failed })
+}
+
+/// Subjects that can be asked about.
+fn checked(subjects: &[String]) -> Result<Vec<String>, Fault> {
+    if subjects.len() > MOST_SUBJECTS {
+        return Err(Fault::usage(format!("{} subjects are more than {MOST_SUBJECTS}", subjects.len()))
+            .hint("write prompts into a file and use `drover dispatch FILE`"));
+    }
+    let clean = |subject: &String| subject.split_whitespace().collect::<Vec<_>>().join(" ");
+    let subjects: Vec<String> = subjects.iter().map(clean).collect();
+    match subjects.iter().position(|subject| subject.is_empty() || subject.chars().count() > LONGEST_SUBJECT) {
+        Some(nth) => {
+            Err(Fault::usage(format!("subject {} is empty or longer than {LONGEST_SUBJECT} characters", nth + 1))
+                .hint("name things briefly, and say with --topic what is to be found out about them"))
+        }
+        None => Ok(subjects),
+    }
+}
+
+/// What research is done with.
+pub(super) struct Tools {
+    pub(super) search: Arc<dyn SearchBackend>,
+    fetcher: Arc<Fetcher>,
+    pub(super) settings: ResearchSettings,
+}
+
+impl Tools {
+    /// The tools that the configuration names.
+    pub(super) fn of(app: &App) -> Result<Self, Fault> {
+        let scaling = app.config.node_scaling.clone().unwrap_or_default();
+        let bad = |error: search::SetupError| {
+            Fault::new(Exit::BadConfig, error.to_string()).hint("backend off does without a search engine")
+        };
+        let variables = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let search =
+            SearchSettings::of(&scaling, variables).and_then(|settings| search::backend(&settings)).map_err(bad)?;
+        if scaling.cost.max_daily_spend.is_some() && search.worst_case_pico_usd() != Some(0) {
+            // What is not in the ledger cannot be held by a cap, and a cap that does not hold is none.
+            let message =
+                format!("searches by {} cost money that node_scaling.cost.max_daily_spend cannot hold", search.name());
+            return Err(Fault::new(Exit::BadConfig, message)
+                .hint("use searxng, which costs nothing, or leave out the cap and set one at the engine"));
+        }
+        let fetcher = Arc::new(super::fetch::fetcher(app)?);
+        let settings =
+            ResearchSettings { width: scaling.limits.max_nodes.max(1) as usize, ..ResearchSettings::default() };
+        Ok(Self { search, fetcher, settings })
+    }
+
+    pub(super) fn researcher(&self, remote: &Arc<Remote>) -> Researcher {
+        let (search, fetcher) = (Arc::clone(&self.search), Arc::clone(&self.fetcher));
+        Researcher::new(search, fetcher, Arc::clone(remote) as _, self.settings.clone())
+    }
+
+    /// Opens a run of the dispatcher.
+    pub(super) async fn open(
+        &self,
+        app: &App,
+        source: &str,
+        whose: &WhoseModel,
+    ) -> Result<(Arc<Remote>, Listener), Fault> {
+        let client = dispatcher::connect(app).await?;
+        let open = pb::OpenRun {
+            source: source.to_owned(),
+            provider: whose.provider.clone().unwrap_or_default(),
+            model: whose.model.clone().unwrap_or_default(),
+            ..pb::OpenRun::default()
+        };
+        Remote::open(client, open).await.map_err(|status| Fault::of_status(&status))
+    }
+
+    /// What a person has to know before reading answers.
+    pub(super) fn remark(&self, app: &App) {
+        if self.search.name() == "off" {
+            app.screen.note(
+                "search is off: answers come from the model alone and are marked as ungrounded; set \
+                 node_scaling.search.backend to searxng (needs no key), brave, tavily or gemini",
+            );
+        }
+    }
+}
+
+/// A word of the dispatcher while a run goes on.
+pub(super) fn note(app: &App, response: &pb::dispatch_response::Response) {
+    match response {
+        pb::dispatch_response::Response::Opened(opened) if opened.simulated => {
+            app.screen.note("answers are simulated: no provider is configured, or `sim` is");
+        }
+        pb::dispatch_response::Response::Note(note) => app.screen.note(&format!("{}: {}", note.message, note.hint)),
+        _ => {}
+    }
+}
+
+/// Shows findings in the order of the subjects, each as soon as those before it are there.
+pub(super) struct InOrder<'a> {
+    app: &'a App,
+    next: usize,
+    early: std::collections::BTreeMap<usize, Finding>,
+    count: u64,
+    pub(super) result: std::io::Result<()>,
+}
+
+impl<'a> InOrder<'a> {
+    pub(super) fn new(app: &'a App) -> Self {
+        Self { app, next: 1, early: std::collections::BTreeMap::new(), count: 0, result: Ok(()) }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(super) fn add(&mut self, finding: &Finding) {
+        self.count += 1;
+        self.early.insert(finding.id, finding.clone());
+        while let Some(finding) = self.early.remove(&self.next) {
+            self.next += 1;
+            if self.result.is_ok() {
+                self.result = show(self.app, &finding);
+            }
+        }
+    }
+}
+
+fn show(app: &App, finding: &Finding) -> std::io::Result<()> {
+    if app.global.json {
+        return app.screen.out(&document(finding).to_string());
+    }
+    app.screen.out(&format!("== {} ==", finding.subject))?;
+    match &finding.outcome {
+        Outcome::Answered(text) => app.screen.out(text.trim_end())?,
+        Outcome::Blocked(why) => app.screen.out(&format!("[blocked: {why}]"))?,
+        Outcome::Failed(why) => app.screen.out(&format!("[no answer: {why}]"))?,
+    }
+    for line in beneath(finding) {
+        app.screen.out(&line)?;
+    }
+    app.screen.out("")
+}
+
+/// What stands beneath an answer: what it rests on, and what came to nothing.
+fn beneath(finding: &Finding) -> Vec<String> {
+    let mut lines = Vec::new();
+    if finding.answer().is_some() {
+        match finding.grounding {
+            Grounding::None => {
+                let why =
+                    finding.misses.last().map_or_else(|| "no source was named".to_owned(), |miss| miss.why.clone());
+                lines.push(format!("[ungrounded: {why}]"));
+            }
+            Grounding::Snippets => {
+                lines.push("[rests on the lines that the search engine shows, not on the pages]".to_owned());
+            }
+            Grounding::Page | Grounding::Cited => {}
+        }
+        for source in &finding.sources {
+            let hash = source.sha256.get(..12).map_or_else(String::new, |hash| format!("  sha256 {hash}"));
+            lines.push(format!("[source {}{hash}]", source.url));
+            if !source.flags.is_empty() {
+                lines.push(format!("[the source reads like orders to a model: {}]", source.flags.join(", ")));
+            }
+        }
+    }
+    lines
+}
+
+fn document(finding: &Finding) -> Value {
+    let source = |source: &Source| {
+        json!({
+            "url": source.url, "title": source.title, "sha256": source.sha256, "chars": source.chars,
+            "truncated": source.truncated, "flags": source.flags,
+        })
+    };
+    let miss = |miss: &Miss| json!({ "step": miss.step.as_str(), "what": miss.what, "why": miss.why });
+    let error = match &finding.outcome {
+        Outcome::Answered(_) => None,
+        Outcome::Blocked(why) | Outcome::Failed(why) => Some(why),
+    };
+    json!({
+        "id": finding.id.to_string(),
+        "subject": finding.subject,
+        "status": finding.status(),
+        "output": finding.answer(),
+        "error": error,
+        "grounded": finding.is_grounded(),
+        "grounding": finding.grounding.as_str(),
+        "sources": finding.sources.iter().map(source).collect::<Vec<_>>(),
+        "misses": finding.misses.iter().map(miss).collect::<Vec<_>>(),
+        "attempts": finding.attempts,
+        "provider": finding.provider,
+        "model": finding.model,
+        "simulated": finding.simulated,
+        "cost_usd": Money::from_pico(finding.cost_pico_usd).usd(),
+        "unpriced_searches": finding.unpriced,
+        "started_ms": finding.started.as_millis() as u64,
+        "ended_ms": finding.ended.as_millis() as u64,
+    })
+}
+
+/// What came of all of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Summary {
+    tasks: usize,
+    succeeded: usize,
+    pub(super) failed: usize,
+    grounded: usize,
+    wall: Duration,
+    speedup: f64,
+    pub(super) cost: Money,
+    unpriced: u32,
+}
+
+impl Summary {
+    /// `alone` is the part of the time in which nothing went on at once.
+    pub(super) fn of(findings: &[Finding], wall: Duration, alone: Duration, width: usize) -> Self {
+        let succeeded = findings.iter().filter(|finding| finding.answer().is_some()).count();
+        let busy: Duration = findings.iter().map(|finding| finding.ended.saturating_sub(finding.started)).sum();
+        // Never more than went on at once: clocks are read a moment apart.
+        let most = width.min(findings.len()).max(1) as f64;
+        let speedup = if wall.is_zero() { 0.0 } else { ((busy + alone).as_secs_f64() / wall.as_secs_f64()).min(most) };
+        Self {
+            tasks: findings.len(),
+            succeeded,
+            failed: findings.len() - succeeded,
+            grounded: findings.iter().filter(|finding| finding.is_grounded()).count(),
+            wall,
+            speedup,
+            cost: Money::from_pico(findings.iter().map(|finding| finding.cost_pico_usd).fold(0, u128::saturating_add)),
+            unpriced: findings.iter().map(|finding| finding.unpriced).sum(),
+        }
+    }
+
+    pub(super) fn show(&self, app: &App) -> std::io::Result<()> {
+        if app.global.json {
+            return app.screen.out(&self.document().to_string());
+        }
+        let unpriced = match self.unpriced {
+            0 => String::new(),
+            count => format!(", and {count} searches whose price is not known"),
+        };
+        app.screen.note(&format!(
+            "{} of {} answered, {} of them grounded, in {:.1} s ({:.1} times faster than one after another), {} USD{unpriced}",
+            self.succeeded,
+            self.tasks,
+            self.grounded,
+            self.wall.as_secs_f64(),
+            self.speedup,
+            self.cost,
+        ));
+        Ok(())
+    }
+
+    fn document(&self) -> Value {
+        json!({"summary": {
+            "tasks": self.tasks, "succeeded": self.succeeded, "failed": self.failed, "grounded": self.grounded,
+            "wall_ms": self.wall.as_millis() as u64, "speedup": self.speedup, "cost_usd": self.cost.usd(),
+            "unpriced_searches": self.unpriced,
+        }})
+    }
+}
