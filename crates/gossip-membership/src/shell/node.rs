@@ -72,7 +72,7 @@ pub(crate) struct Node {
     settings: Settings,
     /// Newest record of every node that the core knows.
     peers: HashMap<NodeKey, Arc<SignedRecord>>,
-    /// Loads of others; the core tells them as events.
+    /// What became of requests of ours over connections.
     ended: mpsc::Sender<(u32, Ended, NodeKey)>,
     running: usize,
     replies: HashMap<u64, oneshot::Sender<Reply>>,
