@@ -118,6 +118,10 @@ impl StreamReader {
         let began = self.cursor;
         let mut damage = Vec::new();
         loop {
+            // Whoever takes the chunks sees whether one is missing by where each begins: what was passed over is told first.
+            if (self.cursor.segment, self.cursor.offset) > (began.segment, began.offset) {
+                return Ok(self.moved(began, &damage));
+            }
             let Some(size) = self.current_size()? else {
                 // Segments are made in order: with the next one there and this one not, this one is gone.
                 let Some((next, file)) = self.open_next()? else { return Ok(self.moved(began, &damage)) };

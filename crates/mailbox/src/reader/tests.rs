@@ -14,11 +14,15 @@ fn at(segment: u32, offset: u64) -> Cursor {
 /// Lines, damage and the last position.
 fn drain(reader: &mut StreamReader) -> (String, Vec<String>, (u32, u64)) {
     let (mut text, mut damage) = (Vec::new(), Vec::new());
+    let mut place = (reader.cursor().segment, reader.cursor().offset);
     for _ in 0..1000 {
         let Some(chunk) = reader.next_chunk(16).unwrap() else {
             let cursor = reader.cursor();
             return (String::from_utf8_lossy(&text).into_owned(), damage, (cursor.segment, cursor.offset));
         };
+        // Else whoever takes the chunks believes that one is missing, and asks for it for ever.
+        assert!((chunk.segment, chunk.start_offset) <= place, "{chunk:?} does not go on at {place:?}");
+        place = (chunk.next_segment, chunk.next_offset);
         text.extend_from_slice(&chunk.lines);
         damage.extend(chunk.damage);
     }
