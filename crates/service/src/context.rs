@@ -38,6 +38,7 @@ struct Inner {
     refused: Counter,
     nodes: Nodes,
     allowed_uids: Arc<BTreeSet<u32>>,
+    observer_uids: Arc<BTreeSet<u32>>,
     explicit_listen: Option<SocketAddr>,
     failure: Mutex<Option<anyhow::Error>>,
     config_file: OnceLock<PathBuf>,
@@ -55,6 +56,7 @@ impl Context {
         let mut registry = Registry::with_prefix("drover");
         let refused = Counter::default();
         registry.register("refused_connections", "Connections of users that are not allowed", refused.clone());
+        crate::own_metrics::register(&mut registry);
         let nodes = Nodes::new(&mut registry);
         let mut allowed_uids: BTreeSet<u32> = security.allow_uids.iter().copied().collect();
         allowed_uids.insert(rustix::process::geteuid().as_raw());
@@ -68,6 +70,7 @@ impl Context {
                 refused,
                 nodes,
                 allowed_uids: Arc::new(allowed_uids),
+                observer_uids: Arc::new(security.metrics_uids.iter().copied().collect()),
                 explicit_listen,
                 failure: Mutex::new(None),
                 config_file: OnceLock::new(),
@@ -207,6 +210,10 @@ impl Context {
 
     pub(crate) fn allowed_uids(&self) -> Arc<BTreeSet<u32>> {
         Arc::clone(&self.inner.allowed_uids)
+    }
+
+    pub(crate) fn observer_uids(&self) -> Arc<BTreeSet<u32>> {
+        Arc::clone(&self.inner.observer_uids)
     }
 
     pub(crate) fn refused_connections(&self) -> Counter {

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use crate::address_book;
 use crate::context::Context;
 use crate::lifeline;
+use crate::notify;
 use crate::state_dir::StateDir;
 use crate::telemetry;
 
@@ -86,11 +87,7 @@ pub fn main<D: Daemon>() -> ExitCode {
 /// The `main` of a daemon inside another program; the first argument is the program's name.
 pub fn main_from<D: Daemon>(args: Vec<OsString>) -> ExitCode {
     install_crypto();
-    let command = CommonArgs::<D::Args>::command()
-        .bin_name(format!("drover-{}", D::NAME))
-        .display_name(format!("drover-{}", D::NAME))
-        .about(D::ABOUT);
-    let parsed = command.try_get_matches_from(args).and_then(|matches| CommonArgs::from_arg_matches(&matches));
+    let parsed = command::<D>().try_get_matches_from(args).and_then(|matches| CommonArgs::from_arg_matches(&matches));
     let args: CommonArgs<D::Args> = match parsed {
         Ok(args) => args,
         Err(error) => {
@@ -130,6 +127,14 @@ pub fn main_from<D: Daemon>(args: Vec<OsString>) -> ExitCode {
     // Blocking calls that hang (a dead network file system) must not hold the exit.
     runtime.shutdown_timeout(Duration::from_millis(200));
     ExitCode::from(code)
+}
+
+/// The command line of a daemon.
+pub fn command<D: Daemon>() -> clap::Command {
+    CommonArgs::<D::Args>::command()
+        .bin_name(format!("drover-{}", D::NAME))
+        .display_name(format!("drover-{}", D::NAME))
+        .about(D::ABOUT)
 }
 
 /// One crypto provider for the whole program.
@@ -203,6 +208,7 @@ async fn supervise<D: Daemon>(config: Arc<Config>, own: D::Args, ctx: &Context) 
         () = ctx.shutdown().cancelled() => {}
     }
     ctx.shutdown().cancel();
+    notify::tell("STOPPING=1\nSTATUS=draining");
     let drain = async {
         if result.is_none() {
             result = Some(running.await);

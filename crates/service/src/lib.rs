@@ -10,11 +10,15 @@
 //! ```
 
 pub mod address_book;
+mod calls;
 mod channel;
 mod context;
 mod daemon;
 mod lifeline;
 mod listener;
+mod notify;
+mod own_metrics;
+mod own_routes;
 pub mod peer;
 pub mod pki;
 pub mod process;
@@ -27,7 +31,7 @@ mod tracked;
 
 pub use channel::{Target, connect};
 pub use context::{Context, SharedRegistry};
-pub use daemon::{Daemon, ExitWith, NoArgs, main, main_from};
+pub use daemon::{Daemon, ExitWith, NoArgs, command, main, main_from};
 pub use lifeline::LIFELINE;
 pub use listener::{Listener, who_listens};
 pub use server::Server;

@@ -12,8 +12,8 @@ use crate::peer;
 use crate::process;
 use crate::tls::Gate;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 1024;
+/// Connections that may wait to be accepted. The system lowers it to what it allows itself.
+const BACKLOG: i32 = 4096;
 
 /// A bound socket. Connections of users that are not allowed are closed before anybody reads from them.
 pub struct Listener {
@@ -57,6 +57,7 @@ impl Context {
             gate: Gate {
                 listen: addr,
                 allowed: self.allowed_uids(),
+                observers: self.observer_uids(),
                 refused: self.refused_connections(),
                 nodes: self.nodes().clone(),
             },

@@ -20,12 +20,34 @@ pub fn find(name: &str) -> Result<Program, String> {
     choose(name, &exe, within_drover)
 }
 
-fn choose(name: &str, exe: &Path, within_drover: bool) -> Result<Program, String> {
-    // A file that was replaced while it ran is known to the kernel by a name with this at its end.
-    let exe = match exe.to_str().and_then(|name| name.strip_suffix(" (deleted)")) {
+/// The file that holds every daemon: this very one, or `drover` beside it.
+pub fn whole() -> Result<PathBuf, String> {
+    let exe = std::env::current_exe().map_err(|error| format!("our own program cannot be found: {error}"))?;
+    choose_whole(&exe, std::env::args_os().nth(1).is_some_and(|word| word == "daemon"))
+}
+
+fn choose_whole(exe: &Path, within_drover: bool) -> Result<PathBuf, String> {
+    let exe = on_disk(exe);
+    if (within_drover || exe.file_name().is_some_and(|name| name == "drover")) && is_program(&exe) {
+        return Ok(exe);
+    }
+    let beside = exe.with_file_name("drover");
+    if is_program(&beside) {
+        return Ok(beside);
+    }
+    Err(format!("{} is one daemon alone, and there is no `drover`, which holds all of them, beside it", exe.display()))
+}
+
+/// A file that was replaced while it ran is known to the kernel by a name with a remark at its end.
+fn on_disk(exe: &Path) -> PathBuf {
+    match exe.to_str().and_then(|name| name.strip_suffix(" (deleted)")) {
         Some(name) if !exe.exists() => PathBuf::from(name),
         _ => exe.to_owned(),
-    };
+    }
+}
+
+fn choose(name: &str, exe: &Path, within_drover: bool) -> Result<Program, String> {
+    let exe = on_disk(exe);
     if (within_drover || exe.file_name().is_some_and(|name| name == "drover")) && is_program(&exe) {
         return Ok(Program { path: exe, args: vec!["daemon".to_owned(), name.to_owned()] });
     }
@@ -56,7 +78,13 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             path
         };
-        let (drover, worker) = (program("drover", 0o755), program("drover-worker", 0o755));
+        let worker = program("drover-worker", 0o755);
+        let error = choose_whole(&worker, false).unwrap_err();
+        assert!(error.contains("one daemon alone"), "{error}");
+        let drover = program("drover", 0o755);
+        assert_eq!(choose_whole(&worker, false).as_ref(), Ok(&drover));
+        assert_eq!(choose_whole(&dir.path().join("drover (deleted)"), false).as_ref(), Ok(&drover));
+        assert_eq!(choose_whole(&worker, true).as_ref(), Ok(&worker));
         let multi = Program { path: drover.clone(), args: vec!["daemon".into(), "gossip-membership".into()] };
         assert_eq!(choose("gossip-membership", &drover, false).as_ref(), Ok(&multi));
         assert_eq!(choose("gossip-membership", &dir.path().join("drover (deleted)"), false), Ok(multi));

@@ -1,26 +1,30 @@
-//! One port per daemon: gRPC with health and reflection, `/healthz`, `/metrics`, and what else the daemon serves.
+//! One port per daemon: gRPC with health and reflection, `/healthz`, `/metrics`, `/targets`, and what else the daemon serves.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::PoisonError;
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
-use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use futures::future::BoxFuture;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tower::Service;
 use tower_http::trace::TraceLayer;
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
+use crate::calls::{self, Calls};
 use crate::context::Context;
 use crate::listener::Listener;
+use crate::notify;
+use crate::own_routes::own_routes;
 use crate::telemetry;
 use crate::tls::Admitted;
 
@@ -98,14 +102,18 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         let nodes = self.nodes.add_service(health_service.clone()).prepare().into_axum_router();
         let mut routes = self.routes.add_service(health_service);
-        let reflection = || {
+        let served = self.names.clone();
+        let reflection = move || {
             let builder = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(drover_proto::DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                 .with_service_name("grpc.health.v1.Health");
-            self.names.iter().fold(builder, |builder, name| builder.with_service_name(*name))
+            served.iter().fold(builder, |builder, name| builder.with_service_name(*name))
         };
-        routes = routes.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
+        let older = reflection.clone();
+        routes = routes
+            .add_service(WhenAsked::new(move || reflection().build_v1()))
+            .add_service(WhenAsked::new(move || older().build_v1alpha()));
 
         let names: Vec<_> = self.names.iter().chain(&self.node_names).copied().collect();
         let stopping = ctx.shutdown().clone();
@@ -119,50 +127,87 @@ impl Server {
             }
         });
 
+        let services = self.names.iter().chain(&self.node_names).copied().chain(["grpc.health.v1.Health"]);
+        let calls = Calls::register(&mut ctx.registry().lock().unwrap_or_else(PoisonError::into_inner), services);
+        let counted = || axum::middleware::from_fn_with_state(calls.clone(), calls::measure);
         let traced = || TraceLayer::new_for_grpc().make_span_with(telemetry::rpc_span).on_request(()).on_response(());
-        let nodes = nodes.layer(traced());
-        let app = routes.prepare().into_axum_router().layer(traced()).merge(own_routes(&ctx)).merge(self.http);
-        ctx.spawn("server", accept_loop(ctx.clone(), listener, app, nodes));
+        let nodes = nodes.layer(counted()).layer(traced());
+        let observed = own_routes(&ctx);
+        let grpc = routes.prepare().into_axum_router().layer(counted()).layer(traced());
+        let app = grpc.merge(observed.clone()).merge(self.http);
+        ctx.spawn("server", accept_loop(ctx.clone(), listener, Doors { app, nodes, observed }));
         ctx.publish_listen(addr)?;
         info!(listen = %addr, "listening");
+        notify::tell(&format!("READY=1\nSTATUS=listening on {addr}"));
+        if let Some(every) = notify::expected_every() {
+            ctx.spawn("watchdog", notify::signs_of_life(every, addr, ctx.shutdown().clone()));
+        }
         Ok(addr)
     }
 }
 
-fn own_routes(ctx: &Context) -> axum::Router {
-    let stopping = ctx.shutdown().clone();
-    let healthz = move || {
-        let (status, text) = if stopping.is_cancelled() {
-            (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
-        } else {
-            (StatusCode::OK, "ok\n")
-        };
-        async move { (status, text) }
-    };
-    let registry = ctx.registry();
-    let metrics = move || {
-        let mut text = String::new();
-        let encoded = prometheus_client::encoding::text::encode(
-            &mut text,
-            &registry.lock().unwrap_or_else(PoisonError::into_inner),
-        );
-        async move {
-            match encoded {
-                Ok(()) => {
-                    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
-                        .into_response()
-                }
-                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-            }
+type Make<S> = dyn Fn() -> Result<S, tonic_reflection::server::Error> + Send + Sync;
+
+/// A service that is made when somebody first asks for it. Reflection reads the descriptions of all services: processor time and
+/// memory that a daemon which stands on every node does not spend at each start for somebody who hardly ever comes.
+struct WhenAsked<S> {
+    made: Arc<OnceLock<Option<S>>>,
+    make: Arc<Make<S>>,
+}
+
+impl<S> WhenAsked<S> {
+    fn new(make: impl Fn() -> Result<S, tonic_reflection::server::Error> + Send + Sync + 'static) -> Self {
+        Self { made: Arc::default(), make: Arc::new(make) }
+    }
+}
+
+impl<S> Clone for WhenAsked<S> {
+    fn clone(&self) -> Self {
+        Self { made: Arc::clone(&self.made), make: Arc::clone(&self.make) }
+    }
+}
+
+impl<S: NamedService> NamedService for WhenAsked<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<axum::http::Request<Body>> for WhenAsked<S>
+where
+    S: Service<axum::http::Request<Body>, Response = axum::http::Response<Body>, Error = Infallible> + Clone,
+    S::Future: Send + 'static,
+{
+    type Response = axum::http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: axum::http::Request<Body>) -> Self::Future {
+        let make = || (self.make)().inspect_err(|error| error!(%error, "this service cannot be made")).ok();
+        match self.made.get_or_init(make) {
+            Some(service) => Box::pin(service.clone().call(request)),
+            None => Box::pin(std::future::ready(Ok(tonic::Status::internal("it cannot be made").into_http()))),
         }
-    };
-    axum::Router::new().route("/healthz", get(healthz)).route("/metrics", get(metrics))
+    }
 }
 
 /// How long a connection may go on after the word to stop: streams get the chance to end with a status.
 const DRAIN: Duration = Duration::from_secs(5);
 
-async fn accept_loop(ctx: Context, listener: Listener, app: axum::Router, nodes: axum::Router) {
+/// What is served to whom.
+#[derive(Clone)]
+struct Doors {
+    /// To users of this host who may connect.
+    app: axum::Router,
+    /// To nodes with a certificate.
+    nodes: axum::Router,
+    /// To users of this host who may only look.
+    observed: axum::Router,
+}
+
+async fn accept_loop(ctx: Context, listener: Listener, doors: Doors) {
     let mut http = Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
     http.http2()
@@ -186,7 +231,7 @@ async fn accept_loop(ctx: Context, listener: Listener, app: axum::Router, nodes:
             },
         };
         let http = http.clone();
-        let (app, nodes) = (app.clone(), nodes.clone());
+        let doors = doors.clone();
         let gate = listener.gate().clone();
         let stopping = ctx.shutdown().clone();
         ctx.spawn("connection", async move {
@@ -196,9 +241,10 @@ async fn accept_loop(ctx: Context, listener: Listener, app: axum::Router, nodes:
             };
             match admitted {
                 None => {}
-                Some(Admitted::Local(stream)) => serve_one(&http, stream, app, peer, stopping).await,
+                Some(Admitted::Local(stream)) => serve_one(&http, stream, doors.app, peer, stopping).await,
+                Some(Admitted::Observer(stream)) => serve_one(&http, stream, doors.observed, peer, stopping).await,
                 Some(Admitted::Node(stream, node)) => {
-                    let nodes = nodes.layer(axum::Extension(node));
+                    let nodes = doors.nodes.layer(axum::Extension(node));
                     serve_one(&http, *stream, nodes, peer, stopping).await;
                 }
             }

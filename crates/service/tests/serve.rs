@@ -1,5 +1,7 @@
 //! One port for everything, and only for those who may.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 use std::process::Command;
 use std::time::Duration;
 use tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient as OldClient;
@@ -117,8 +119,13 @@ async fn a_default_port_that_is_taken_gives_way_and_an_explicit_one_does_not() {
 
 /// What a program of another user receives when it asks for `/healthz`.
 fn ask_as(uid: u32, addr: std::net::SocketAddr) -> String {
+    get_as(uid, addr, "/healthz")
+}
+
+/// What a program of another user receives when it asks for this path.
+fn get_as(uid: u32, addr: std::net::SocketAddr, path: &str) -> String {
     let script = format!(
-        "exec 3<>/dev/tcp/{}/{} && printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3 && timeout 5 cat <&3",
+        "exec 3<>/dev/tcp/{}/{} && printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3 && timeout 5 cat <&3",
         addr.ip(),
         addr.port()
     );
@@ -147,4 +154,84 @@ async fn another_user_gets_nothing_unless_allowed() {
     let addr = serve(&Context::for_test_with("worker", dir.path(), &allowed));
     let theirs = tokio::task::spawn_blocking(move || ask_as(65534, addr)).await.unwrap();
     assert!(theirs.contains("200 OK"), "{theirs}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_observer_sees_how_a_daemon_fares_and_nothing_else() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("needs root to become another user");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let security = SecurityConfig { metrics_uids: vec![65534], ..SecurityConfig::default() };
+    let addr = serve(&Context::for_test_with("worker", dir.path(), &security));
+    let get = |path: &'static str| tokio::task::spawn_blocking(move || get_as(65534, addr, path));
+    assert!(get("/healthz").await.unwrap().contains("200 OK"));
+    assert!(get("/metrics").await.unwrap().contains("drover_build_info"));
+    let targets = get("/targets").await.unwrap();
+    assert!(targets.contains(&addr.to_string()) && targets.contains("\"daemon\":\"worker\""), "{targets}");
+    for path in ["/drover.worker.v1.WorkerService/GetStatus", "/grpc.reflection.v1.ServerReflection/x", "/"] {
+        let answer = get(path).await.unwrap();
+        assert!(answer.contains("404 Not Found") && !answer.contains("grpc-status"), "{path}: {answer}");
+    }
+    // The JSON-line plane and everything else that knows no roles stays shut.
+    let ctx = Context::for_test_with("router", dir.path(), &security);
+    let listener = ctx.bind("control", None, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = listener.local_addr();
+    let (told, mut let_in) = tokio::sync::oneshot::channel();
+    ctx.spawn("accept", async move {
+        if listener.accept().await.is_ok() {
+            let _ = told.send(());
+        }
+    });
+    let theirs = tokio::task::spawn_blocking(move || get_as(65534, addr, "/")).await.unwrap();
+    assert_eq!(theirs, "");
+    assert!(let_in.try_recv().is_err(), "an observer was let in");
+}
+
+/// The value of the one series of `/metrics` that begins so.
+async fn metric(addr: std::net::SocketAddr, series: &str) -> Option<f64> {
+    let text = reqwest::get(format!("http://{addr}/metrics")).await.unwrap().text().await.unwrap();
+    text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+}
+
+#[tokio::test]
+async fn calls_are_counted_by_method_and_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let ctx = Context::for_test("worker", dir.path());
+    let addr = serve(&ctx);
+    let mut worker = drover_proto::worker::worker_service_client::WorkerServiceClient::new(ctx.channel("worker"));
+    for _ in 0..3 {
+        worker.get_status(GetStatusRequest {}).await.unwrap();
+    }
+    worker.drain(DrainRequest::default()).await.unwrap_err();
+    // Another daemon's service, and none at all: neither makes a series of its own.
+    let mut router = drover_proto::router::router_service_client::RouterServiceClient::new(ctx.channel("worker"));
+    router.get_info(drover_proto::router::GetInfoRequest {}).await.unwrap_err();
+
+    let of = |name: &str, code: &str| format!("drover_rpc_calls_total{{method=\"{name}\",code=\"{code}\"}}");
+    let status = "drover.worker.v1.WorkerService/GetStatus";
+    // What a call counts stands once its last frame has left, a moment after the answer.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while metric(addr, &of(status, "ok")).await != Some(3.0) {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", metric(addr, &of(status, "ok")).await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(metric(addr, &of("drover.worker.v1.WorkerService/Drain", "unavailable")).await, Some(1.0));
+    assert_eq!(metric(addr, &of("other", "unimplemented")).await, Some(1.0));
+    let count = format!("drover_rpc_seconds_count{{method=\"{status}\"}}");
+    assert_eq!(metric(addr, &count).await, Some(3.0));
+
+    // A stream that its caller drops is a call that was given up, and open until then.
+    let mut health = HealthClient::new(connect(Target::Address(addr.to_string())));
+    let watch = "grpc.health.v1.Health/Watch";
+    let open = "drover_rpc_open{service=\"grpc.health.v1.Health\"}";
+    let stream = health.watch(HealthCheckRequest { service: String::new() }).await.unwrap();
+    assert_eq!(metric(addr, open).await, Some(1.0));
+    drop((stream, health));
+    while metric(addr, &of(watch, "cancelled")).await != Some(1.0) {
+        assert!(tokio::time::Instant::now() < deadline, "the dropped stream is still open");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(metric(addr, open).await, Some(0.0));
 }

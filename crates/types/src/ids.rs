@@ -105,6 +105,14 @@ text_id!(
     /// The backend's name of an allocation: a Slurm job id, or `local-…`.
     JobId, "job id"
 );
+text_id!(
+    /// Names a session: one conversation, wherever it lives.
+    SessionId, "session id"
+);
+text_id!(
+    /// Names one turn that a client asks of a session, however often it asks.
+    RequestId, "request id"
+);
 
 macro_rules! counter {
     ($(#[$doc:meta])* $name:ident, $inner:ty) => {
@@ -143,6 +151,10 @@ counter!(
 counter!(
     /// Which incarnation of a node's worker, from 1. A late word of an earlier one changes nothing.
     Generation, u32
+);
+counter!(
+    /// Which ownership of a session, from 1. Whoever acts under an earlier one is refused.
+    Epoch, u64
 );
 counter!(
     /// A sequence number: of an event in the log, or of a record in a stream. 0 means "before the first".

@@ -7,7 +7,9 @@ mod ids;
 mod state;
 
 pub use error_code::{ErrorCode, Failure};
-pub use ids::{Generation, IdError, InjectionId, JobId, NodeIndex, OutboxId, Seq, SwarmId};
+pub use ids::{
+    Epoch, Generation, IdError, InjectionId, JobId, NodeIndex, OutboxId, RequestId, Seq, SessionId, SwarmId,
+};
 pub use state::{AgentKind, InjectionState, NodeState, SwarmStatus, UnknownName};
 
 /// Version of the programs; all daemons of one instance carry the same one.

@@ -15,8 +15,8 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivatePkc
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, damaged, failed};
-use super::identity::{Identity, Parts};
-use super::{ClusterId, KeyRing, PkiError, from_hex, name, random, to_hex};
+use super::identity::{Identity, Parts, read_cas};
+use super::{ClusterId, KeyRing, PkiError, Trust, from_hex, name, random, to_hex};
 use crate::state_dir::StateDir;
 
 const CA_KEY: &str = "ca.key";
@@ -62,7 +62,7 @@ struct Instance {
 pub struct Authority {
     dir: PathBuf,
     cluster_id: ClusterId,
-    ca: CertificateDer<'static>,
+    cas: Vec<CertificateDer<'static>>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -88,15 +88,13 @@ impl Authority {
             serde_json::from_slice(&files::read(&path)?).map_err(|error| damaged(&path, error.to_string()))?;
         let cluster_id = from_hex(&instance.cluster_id).and_then(|bytes| ClusterId::try_from(bytes).ok());
         let cluster_id = cluster_id.ok_or_else(|| damaged(&path, "the cluster id is not 16 bytes"))?;
-        let path = dir.join(CA_CERT);
-        let ca =
-            CertificateDer::from_pem_slice(&files::read(&path)?).map_err(|error| damaged(&path, error.to_string()))?;
+        let cas = read_cas(&dir.join(CA_CERT))?;
         let path = dir.join(CA_KEY);
         let key = PrivatePkcs8KeyDer::from_pem_slice(&files::read_secret(&path)?)
             .map_err(|error| damaged(&path, error.to_string()))?;
         let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ED25519)
             .map_err(|_| damaged(&path, "it is no Ed25519 key"))?;
-        Ok(Self { dir: dir.to_owned(), cluster_id, ca, issuer: Issuer::new(ca_params(&cluster_id), key) })
+        Ok(Self { dir: dir.to_owned(), cluster_id, cas, issuer: Issuer::new(ca_params(&cluster_id), key) })
     }
 
     /// Makes it beside its place and moves it there whole: of two that do so at once, one wins and both use that one.
@@ -187,7 +185,7 @@ impl Authority {
             expires: until,
             key: PrivatePkcs8KeyDer::from(key.serialize_der()),
             cert: cert.der().clone(),
-            ca: self.ca.clone(),
+            cas: self.cas.clone(),
             revoked: self.revoked()?,
             ring: self.ring()?,
             dir: None,
@@ -199,6 +197,12 @@ impl Authority {
         let text = files::read_optional(&self.dir.join(ISSUED))?.unwrap_or_default();
         // A line that was cut off by a full disk is one certificate that cannot be listed, and no reason to list none.
         Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    }
+
+    /// Whom new identities trust.
+    pub fn trust(&self) -> Result<Trust, PkiError> {
+        let revoked = self.revoked()?;
+        Trust::new(self.cas.clone(), revoked.as_deref()).map_err(|fault| PkiError::Tls(fault.to_string()))
     }
 
     /// The ring that new identities get.

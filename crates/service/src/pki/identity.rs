@@ -1,6 +1,7 @@
 //! A node's identity: its key, its certificate, and whom it trusts. One directory, put on the node when it is launched.
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,7 +36,7 @@ pub(super) struct Parts {
     pub(super) expires: u64,
     pub(super) key: PrivatePkcs8KeyDer<'static>,
     pub(super) cert: CertificateDer<'static>,
-    pub(super) ca: CertificateDer<'static>,
+    pub(super) cas: Vec<CertificateDer<'static>>,
     pub(super) revoked: Option<Vec<u8>>,
     pub(super) ring: KeyRing,
     pub(super) dir: Option<PathBuf>,
@@ -58,10 +59,10 @@ pub struct Identity {
 
 impl Identity {
     pub(super) fn new(parts: Parts) -> Result<Self, PkiError> {
-        let Parts { node_id, cluster_id, expires, key, cert, ca, revoked, ring, dir } = parts;
+        let Parts { node_id, cluster_id, expires, key, cert, cas, revoked, ring, dir } = parts;
         let signer = Ed25519KeyPair::from_pkcs8_maybe_unchecked(key.secret_pkcs8_der())
             .map_err(|error| PkiError::Tls(format!("the node's key: {error}")))?;
-        let trust = Trust::new(ca, revoked.as_deref()).map_err(|fault| PkiError::Tls(fault.to_string()))?;
+        let trust = Trust::new(cas, revoked.as_deref()).map_err(|fault| PkiError::Tls(fault.to_string()))?;
         let server = tls::server_config(&trust, &cert, &key)?;
         let client = tls::client_config(&trust, &cert, &key)?;
         Ok(Self { node_id, cluster_id, expires, key, signer, cert, trust, ring, dir, server, client })
@@ -74,10 +75,9 @@ impl Identity {
             serde_json::from_slice(&files::read(&path)?).map_err(|error| damaged(&path, error.to_string()))?;
         let cluster_id = from_hex(&about.cluster_id).and_then(|bytes| ClusterId::try_from(bytes).ok());
         let cluster_id = cluster_id.ok_or_else(|| damaged(&path, "the cluster id is not 16 bytes"))?;
-        let cert_at = |name: &str| {
-            let path = dir.join(name);
-            CertificateDer::from_pem_slice(&files::read(&path)?).map_err(|error| damaged(&path, error.to_string()))
-        };
+        let path = dir.join(CERT);
+        let cert =
+            CertificateDer::from_pem_slice(&files::read(&path)?).map_err(|error| damaged(&path, error.to_string()))?;
         let path = dir.join(KEY);
         let key = PrivatePkcs8KeyDer::from_pem_slice(&files::read_secret(&path)?)
             .map_err(|error| damaged(&path, error.to_string()))?;
@@ -89,8 +89,8 @@ impl Identity {
             cluster_id,
             expires: about.expires,
             key,
-            cert: cert_at(CERT)?,
-            ca: cert_at(CA_CERT)?,
+            cert,
+            cas: read_cas(&dir.join(CA_CERT))?,
             revoked: read_revoked(&dir.join(REVOKED))?,
             ring,
             dir: Some(dir.to_owned()),
@@ -108,7 +108,7 @@ impl Identity {
         let mut files = vec![
             (KEY, pem("PRIVATE KEY", self.key.secret_pkcs8_der())),
             (CERT, pem("CERTIFICATE", &self.cert)),
-            (CA_CERT, pem("CERTIFICATE", self.trust.ca())),
+            (CA_CERT, self.trust.cas().iter().flat_map(|ca| pem("CERTIFICATE", ca)).collect()),
             (ABOUT, serde_json::to_vec(&about).unwrap_or_default()),
             (RING, self.ring.to_json().into_bytes()),
         ];
@@ -163,7 +163,7 @@ impl Identity {
             expires: self.expires,
             key: self.key.clone_key(),
             cert: self.cert.clone(),
-            ca: trust.ca().clone(),
+            cas: trust.cas().to_vec(),
             revoked: None,
             ring: self.ring.clone(),
             dir: None,
@@ -187,6 +187,14 @@ impl Identity {
             None => Ok(()),
         }
     }
+}
+
+/// Whose certificates are believed: one, or two while an authority is replaced.
+pub(super) fn read_cas(path: &Path) -> Result<Vec<CertificateDer<'static>>, PkiError> {
+    let text = files::read(path)?;
+    let cas = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+    let cas = cas.map_err(|error| damaged(path, error.to_string()))?;
+    if cas.is_empty() { Err(damaged(path, "there is no certificate in it")) } else { Ok(cas) }
 }
 
 impl fmt::Debug for Identity {
@@ -214,14 +222,62 @@ impl IdentityHandle {
     pub fn replace(&self, identity: Identity) {
         self.0.store(Arc::new(identity));
     }
+}
 
-    /// Reads the directory again. When that fails, the one in force stays.
-    pub fn reload(&self) -> Result<(), PkiError> {
-        if let Some(dir) = &self.current().dir {
-            self.replace(Identity::load(dir)?);
-        }
-        Ok(())
+impl From<Arc<Identity>> for IdentityHandle {
+    fn from(identity: Arc<Identity>) -> Self {
+        Self(Arc::new(ArcSwap::new(identity)))
     }
+}
+
+/// Which files stand in the directory: number of the file, time of the change and length of each.
+type Stamp = Vec<Option<(u64, i64, i64, u64)>>;
+
+/// Looks whether the login side has put a fresh certificate, another list of authorities or of revoked ones into the directory of an
+/// identity, and puts it in force. Reads files: not for async code.
+pub struct Follower {
+    handle: IdentityHandle,
+    seen: Stamp,
+}
+
+impl Follower {
+    /// Begins with what stands in the directory now.
+    pub fn new(handle: IdentityHandle) -> Self {
+        let seen = handle.current().dir.as_deref().map(stamp).unwrap_or_default();
+        Self { handle, seen }
+    }
+
+    /// The identity that is in force since this look; `None` when nothing has changed. When what is there cannot be used, the one in
+    /// force stays, and the next look tries again: the files are written one after another.
+    pub fn look(&mut self) -> Result<Option<Arc<Identity>>, PkiError> {
+        let known = self.handle.current();
+        let Some(dir) = &known.dir else { return Ok(None) };
+        let now = stamp(dir);
+        if now == self.seen {
+            return Ok(None);
+        }
+        let fresh = Identity::load(dir)?;
+        if fresh.node_id != known.node_id || fresh.cluster_id != known.cluster_id {
+            return Err(damaged(&dir.join(ABOUT), format!("it is another node's, not that of {}", known.node_id)));
+        }
+        self.seen = now;
+        let same = fresh.cert == known.cert
+            && fresh.trust.cas() == known.trust.cas()
+            && fresh.trust.revoked() == known.trust.revoked();
+        if same {
+            return Ok(None);
+        }
+        self.handle.replace(fresh);
+        Ok(Some(self.handle.current()))
+    }
+}
+
+fn stamp(dir: &Path) -> Stamp {
+    let of = |name: &str| {
+        let meta = std::fs::metadata(dir.join(name)).ok()?;
+        Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
+    };
+    [KEY, CERT, CA_CERT, ABOUT, REVOKED].map(of).to_vec()
 }
 
 fn pem(label: &str, der: &[u8]) -> Vec<u8> {

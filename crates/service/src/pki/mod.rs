@@ -21,7 +21,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use authority::{Authority, Issued};
-pub use identity::{Identity, IdentityHandle};
+pub use identity::{Follower, Identity, IdentityHandle};
 pub use name::{MAX_NODE_ID, node_domain};
 pub use ring::{KeyId, KeyRing, MAX_KEYS, RING_LABEL, RingError, RingKeyInfo, RingSummary};
 pub(crate) use trust::node_id_of;

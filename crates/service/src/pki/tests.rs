@@ -91,7 +91,7 @@ fn only_what_the_authority_issued_and_only_now_is_believed() {
     assert_eq!(check(&theirs.issue("a", HOUR).unwrap()), Err(CertFault::Foreign));
     assert_eq!(check(&ours.issue_between("a", now() - 2 * day, now() - day).unwrap()), Err(CertFault::Expired));
     assert_eq!(check(&ours.issue_between("a", now() + day, now() + 2 * day).unwrap()), Err(CertFault::NotYet));
-    assert_eq!(good.trust().check(good.trust().ca(), now()), Err(CertFault::Foreign), "the authority is no node");
+    assert_eq!(good.trust().check(&good.trust().cas()[0], now()), Err(CertFault::Foreign), "the authority is no node");
     for at in 0..good.cert().len() {
         let mut forged = good.cert().to_vec();
         forged[at] ^= 1;
@@ -166,4 +166,47 @@ fn a_ring_survives_its_file_and_its_label_and_is_never_shown() {
         let error = KeyRing::from_json(&ring.to_json().as_bytes()[..cut]).unwrap_err().to_string();
         assert!(!error.contains(&secret[..8]), "{error}");
     }
+}
+
+#[test]
+fn what_the_login_side_lays_beside_a_key_is_in_force_at_the_next_look() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = Authority::open_or_create_at(&dir.path().join("ours")).unwrap();
+    let at = dir.path().join("a");
+    ours.issue("a", HOUR).unwrap().store(&at).unwrap();
+    let handle = IdentityHandle::new(Identity::load(&at).unwrap());
+    let mut follower = Follower::new(handle.clone());
+    assert!(follower.look().unwrap().is_none(), "nothing has changed");
+    let fresh = ours.issue("a", 2 * HOUR).unwrap();
+    fresh.store(&at).unwrap();
+    assert_eq!(follower.look().unwrap().unwrap().cert(), fresh.cert());
+    assert_eq!(handle.current().expires(), fresh.expires());
+    assert!(follower.look().unwrap().is_none());
+
+    // Half of a change, and what is somebody else's, leave what is in force.
+    let other = ours.issue("b", HOUR).unwrap();
+    std::fs::write(at.join("node.crt"), pem_of(&other)).unwrap();
+    assert!(follower.look().is_err());
+    other.store(&at).unwrap();
+    assert!(follower.look().unwrap_err().to_string().contains("another node's"));
+    assert_eq!(handle.current().cert(), fresh.cert());
+    fresh.store(&at).unwrap();
+    assert!(follower.look().unwrap().is_none(), "the same again is no news");
+
+    // While an authority is replaced, certificates of both are good, whoever issued one's own.
+    let next = Authority::open_or_create_at(&dir.path().join("next")).unwrap();
+    let both = [next.dir(), ours.dir()].map(|dir| std::fs::read_to_string(dir.join("ca.crt")).unwrap()).concat();
+    std::fs::write(at.join("ca.crt"), &both).unwrap();
+    let believed = follower.look().unwrap().unwrap();
+    for issued in [&other, &next.issue("c", HOUR).unwrap()] {
+        believed.trust().check(issued.cert(), now()).unwrap();
+    }
+    assert_eq!(believed.trust().authority_keys().count(), 2);
+    let again = dir.path().join("again");
+    believed.store(&again).unwrap();
+    assert_eq!(Identity::load(&again).unwrap().trust().cas().len(), 2, "a copy has both");
+}
+
+fn pem_of(identity: &Identity) -> Vec<u8> {
+    identity.files().into_iter().find(|(name, _)| *name == "node.crt").unwrap().1
 }

@@ -40,18 +40,23 @@ pub struct Certificate {
     pub public_key: [u8; 32],
 }
 
-/// The authority's certificate, and what was revoked.
+/// The authority's certificates, and what was revoked. While an authority is replaced there are two: the new one, and the one that
+/// issued what nodes still show.
 #[derive(Clone)]
 pub struct Trust {
-    anchor: Arc<TrustAnchor<'static>>,
-    ca: CertificateDer<'static>,
+    anchors: Arc<[TrustAnchor<'static>]>,
+    cas: Arc<[CertificateDer<'static>]>,
     revoked: Option<Arc<(CertRevocationList<'static>, Vec<u8>)>>,
 }
 
 impl Trust {
-    /// Trusts what this authority issued.
-    pub fn new(ca: CertificateDer<'static>, revoked: Option<&[u8]>) -> Result<Self, CertFault> {
-        let anchor = webpki::anchor_from_trusted_cert(&ca).map_err(|_| CertFault::Malformed)?.to_owned();
+    /// Trusts what these authorities issued; there is at least one.
+    pub fn new(cas: Vec<CertificateDer<'static>>, revoked: Option<&[u8]>) -> Result<Self, CertFault> {
+        let anchor = |ca| webpki::anchor_from_trusted_cert(ca).map(|anchor| anchor.to_owned());
+        let anchors = cas.iter().map(anchor).collect::<Result<Vec<_>, _>>().map_err(|_| CertFault::Malformed)?;
+        if anchors.is_empty() {
+            return Err(CertFault::Malformed);
+        }
         let revoked = revoked
             .map(|der| {
                 let list = BorrowedCertRevocationList::from_der(der).and_then(|list| list.to_owned());
@@ -59,19 +64,21 @@ impl Trust {
             })
             .transpose()
             .map_err(|_| CertFault::Malformed)?;
-        Ok(Self { anchor: Arc::new(anchor), ca, revoked })
+        Ok(Self { anchors: anchors.into(), cas: cas.into(), revoked })
     }
 
-    /// The authority's certificate.
-    pub fn ca(&self) -> &CertificateDer<'static> {
-        &self.ca
+    /// The authority's certificates, the newest first.
+    pub fn cas(&self) -> &[CertificateDer<'static>] {
+        &self.cas
     }
 
-    /// The authority's Ed25519 key, by which [`super::Authority::sign`] signs.
-    pub fn authority_key(&self) -> &[u8] {
-        // The key is the end of the key's description; an Ed25519 key has 32 bytes.
-        let info: &[u8] = &self.anchor.subject_public_key_info;
-        info.get(info.len().saturating_sub(32)..).unwrap_or_default()
+    /// The Ed25519 keys by which [`super::Authority::sign`] may have signed.
+    pub fn authority_keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.anchors.iter().map(|anchor| {
+            // The key is the end of the key's description; an Ed25519 key has 32 bytes.
+            let info: &[u8] = &anchor.subject_public_key_info;
+            info.get(info.len().saturating_sub(32)..).unwrap_or_default()
+        })
     }
 
     /// The list of revoked certificates, signed by the authority, in DER.
@@ -89,7 +96,7 @@ impl Trust {
         });
         cert.verify_for_usage(
             &[webpki::ring::ED25519],
-            std::slice::from_ref(&self.anchor),
+            &self.anchors,
             &[],
             UnixTime::since_unix_epoch(std::time::Duration::from_secs(now)),
             KeyUsage::client_auth(),
@@ -103,7 +110,7 @@ impl Trust {
 
 impl fmt::Debug for Trust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Trust({} bytes, revocations: {})", self.ca.len(), self.revoked.is_some())
+        write!(f, "Trust({} authorities, revocations: {})", self.cas.len(), self.revoked.is_some())
     }
 }
 

@@ -18,7 +18,9 @@ fn provider() -> Arc<CryptoProvider> {
 
 fn roots(trust: &Trust) -> Result<Arc<RootCertStore>, PkiError> {
     let mut roots = RootCertStore::empty();
-    roots.add(trust.ca().clone()).map_err(failed)?;
+    for ca in trust.cas() {
+        roots.add(ca.clone()).map_err(failed)?;
+    }
     Ok(Arc::new(roots))
 }
 

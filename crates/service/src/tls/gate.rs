@@ -75,6 +75,7 @@ impl Nodes {
 pub(crate) struct Gate {
     pub(crate) listen: SocketAddr,
     pub(crate) allowed: Arc<BTreeSet<u32>>,
+    pub(crate) observers: Arc<BTreeSet<u32>>,
     pub(crate) refused: Counter,
     pub(crate) nodes: Nodes,
 }
@@ -83,6 +84,8 @@ pub(crate) struct Gate {
 pub(crate) enum Admitted {
     /// Of an allowed user of this host.
     Local(TcpStream),
+    /// Of a user of this host who may only see how we fare.
+    Observer(TcpStream),
     /// Of a node that showed its certificate.
     Node(Box<TlsStream<TcpStream>>, NodePeer),
 }
@@ -93,7 +96,7 @@ impl Gate {
         // Answers are small and waited for.
         let _ = stream.set_nodelay(true);
         let Some(identity) = self.nodes.identity() else {
-            return self.admit_user(&stream, peer).await.then_some(Admitted::Local(stream));
+            return self.admit_local(stream, peer).await;
         };
         let Ok(undecided) = self.nodes.undecided.try_acquire() else {
             self.nodes.refuse(peer, self.listen, "too_many", "too many connections are still in their handshake");
@@ -107,7 +110,7 @@ impl Gate {
         }
         if first != [HANDSHAKE] {
             drop(undecided);
-            return self.admit_user(&stream, peer).await.then_some(Admitted::Local(stream));
+            return self.admit_local(stream, peer).await;
         }
         let acceptor = TlsAcceptor::from(Arc::clone(&identity.current().server));
         let handshake = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await;
@@ -129,11 +132,21 @@ impl Gate {
         }
     }
 
+    async fn admit_local(&self, stream: TcpStream, peer: SocketAddr) -> Option<Admitted> {
+        let uid = user_of(&stream, peer).await;
+        if uid.is_some_and(|uid| self.observers.contains(&uid) && !self.allowed.contains(&uid)) {
+            return Some(Admitted::Observer(stream));
+        }
+        self.judge(uid, peer).then_some(Admitted::Local(stream))
+    }
+
     /// Whether the kernel says that an allowed user of this host holds the other end.
     pub(crate) async fn admit_user(&self, stream: &TcpStream, peer: SocketAddr) -> bool {
-        let Ok(local) = stream.local_addr() else { return false };
-        let looked_up = tokio::task::spawn_blocking(move || peer::uid_of_peer(local, peer)).await;
-        match looked_up.ok().flatten() {
+        self.judge(user_of(stream, peer).await, peer)
+    }
+
+    fn judge(&self, uid: Option<u32>, peer: SocketAddr) -> bool {
+        match uid {
             Some(uid) if self.allowed.contains(&uid) => true,
             // Connected and gone again before we looked: a probe. Nobody waits for an answer.
             None if peer.ip().is_loopback() => false,
@@ -148,4 +161,10 @@ impl Gate {
             }
         }
     }
+}
+
+/// The user who holds the other end of a connection within this host.
+async fn user_of(stream: &TcpStream, peer: SocketAddr) -> Option<u32> {
+    let local = stream.local_addr().ok()?;
+    tokio::task::spawn_blocking(move || peer::uid_of_peer(local, peer)).await.ok().flatten()
 }

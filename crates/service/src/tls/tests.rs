@@ -85,7 +85,7 @@ async fn a_node_of_the_instance_comes_in_and_everybody_else_is_told_why_not() {
 /// A handshake by a client that has no certificate; TLS 1.3 tells it of the refusal when it reads.
 async fn without_certificate(ours: &Authority, addr: std::net::SocketAddr) -> io::Result<()> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(ours.issue("x", HOUR).unwrap().trust().ca().clone()).unwrap();
+    roots.add(ours.issue("x", HOUR).unwrap().trust().cas()[0].clone()).unwrap();
     let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     let name = rustls::pki_types::ServerName::try_from(crate::pki::node_domain("a")).unwrap();
     let stream = TcpStream::connect(addr).await?;
