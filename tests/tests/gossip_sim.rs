@@ -1,4 +1,21 @@
 //! The simulated cluster in the size of CI, and proofs that its judge finds what is wrong when a part of the protocol is missing.
+//!
+//! What went wrong in another swarm's gossip, whose mission ours has, and where ours is seen to do better:
+//!
+//! | there | here |
+//! | --- | --- |
+//! | JSON without version or bounds in one datagram | `wire` and `seal` tests, fuzz target `gossip`: version, sizes, counts, truncation |
+//! | nothing sends pings, no indirect probe | kills and stops in `every_figure_holds_with_a_fixed_seed`; one-way links in its trouble |
+//! | every node sends its own record to all, nobody passes anything on | `what_a_node_sends_does_not_grow_with_the_cluster` |
+//! | push-pull configured and not there | `what_no_news_told_is_known_within_one_exchange` |
+//! | gossip is sent to the port of another protocol | `a_node_is_named_bound_and_told_of_as_configured` (daemons) |
+//! | health by age, told to nobody, removal by nobody | `a_killed_node_is_suspect_then_left_then_forgotten` (daemons) |
+//! | the sender's wall clock orders; a clock ahead wins for ever | `a_node_that_starts_again_is_the_newer_one_everywhere_whatever_its_clock_says` |
+//! | a MAC that may be left out, over the name only, replayed | `seal` tests and `gossip_security`: forged, stripped, replayed, future, foreign |
+//! | lowest id leads, no term, no quorum | `gossip_lease`, `gossip_nodes`: majorities, one leader in a term, none in a minority |
+//! | "CPU" is a count of threads, trend with a wrong denominator | `load` tests, `load_is_measured_reported_and_seen_by_the_others` (daemons) |
+//! | a buffer is handed on and reused at once | `a_burst_of_datagrams_is_taken_apart_one_by_one` (daemons) |
+//! | two nodes pass with "at least 1 member", which is oneself | every test compares the whole set of members |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +25,7 @@ use drover_e2e::gossip::network::Weather;
 use drover_e2e::gossip::proof::{self, Size};
 use drover_e2e::gossip::scenario::{calm, cluster};
 use drover_e2e::gossip::world::{End, World};
-use drover_membership::core::{Guards, Input, Message, Rumor, Settings};
+use drover_membership::core::{Command, Guards, Input, Message, Rumor, Settings};
 
 fn without(change: impl FnOnce(&mut Guards)) -> Settings {
     let mut settings = Settings::default();
@@ -130,4 +147,29 @@ fn a_good_bye_is_told_by_all_within_a_second_and_is_no_death() {
     assert!(told.is_some(), "{:?}", world.judge.disagreement());
     world.run_for(Duration::from_mins(1));
     assert_eq!(world.judge.verdict().broken, Vec::<String>::new());
+}
+
+#[test]
+fn what_no_news_told_is_known_within_one_exchange() {
+    let settings = Settings::default();
+    let mut world = cluster(4, 12, Weather::default(), settings.clone());
+    world.run_for(Duration::from_secs(5));
+    // Too short to be given up, long enough for the news to have been told as often as it is.
+    world.network.place(5, 1);
+    let labels = [("rack".to_owned(), "r7".to_owned())].into();
+    world.command(3, Command::Update { capabilities: None, labels: Some(labels) });
+    world.run_for(Duration::from_millis(2500));
+    let knows = |world: &World| world.known(5, 3).is_some_and(|record| record.record.labels.contains_key("rack"));
+    assert!(!knows(&world));
+    world.network.place(5, 0);
+    let within = settings.push_pull_interval;
+    let took = world.run_until(Duration::from_millis(100), within, knows);
+    assert!(took.is_some(), "not within {within:?}");
+}
+
+#[test]
+fn what_a_node_sends_does_not_grow_with_the_cluster() {
+    let idle = |nodes| calm(6, nodes, 0.0, 0, Duration::from_secs(30), Settings::default()).bytes;
+    let (few, many) = (idle(10), idle(100));
+    assert!(few > 50.0 && many < few * 1.15, "{few} B/s of each of 10, {many} B/s of each of 100");
 }

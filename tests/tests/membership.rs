@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok, run};
 use drover_proto::router::ListMembersRequest;
+use drover_service::pki::{Authority, KeyRing};
 use drover_service::process::{self, ProcessId};
 use drover_service::{StateDir, address_book};
 use drover_testkit::cluster::{Cluster, processes_of, signal};
@@ -337,4 +338,139 @@ async fn an_agent_goes_on_when_its_membership_cannot() {
     assert!(doctor.stdout.contains("192.0.2.7"), "{}{}", doctor.stdout, doctor.stderr);
     let said = must(ok(&cluster, &["inject", &swarm, "--prompt", "and still"]));
     assert_eq!(said.stdout.matches("and still").count(), 2, "{}", said.stdout);
+}
+
+/// A worker of a host of one's own, as a supervisor starts it; ended with the test.
+struct Host(std::process::Child);
+
+impl Host {
+    fn start(cluster: &Cluster, name: &str) -> Self {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(cluster.dir().join(format!("{name}.log")));
+        let mut command = cluster.command(&["daemon", "worker", "--static", "--host", name]);
+        Self(command.stdin(std::process::Stdio::null()).stderr(log.unwrap()).spawn().unwrap())
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_of_ones_own_are_members_too() {
+    let config = format!("{FAST}cluster: {{backend: static, hosts: [h1, h2], workspace_root: shared}}\n");
+    let cluster = must(Cluster::start(&config).await);
+    let _one = Host::start(&cluster, "h1");
+    let mut two = Host::start(&cluster, "h2");
+    let swarm = launch(&cluster, 2);
+    all_alive(&cluster, &[(&swarm, 2)]);
+    told_once(&cluster, &swarm, 1, &["NodeJoined"]);
+    assert!(!reporter(&cluster).await.0.is_empty(), "somebody leads and reports");
+
+    // Its daemon dies: the worker beside it starts another.
+    let before = daemon_of(&cluster, &swarm, 1);
+    kill(before);
+    told_once(&cluster, &swarm, 1, &["NodeJoined", "NodeLeft", "NodeJoined"]);
+    all_alive(&cluster, &[(&swarm, 2)]);
+    assert_ne!(daemon_of(&cluster, &swarm, 1), before);
+
+    // The host goes, and its supervisor starts its worker again.
+    let orphan = daemon_of(&cluster, &swarm, 1);
+    two.kill();
+    told_once(&cluster, &swarm, 1, &["NodeJoined", "NodeLeft", "NodeJoined", "NodeLeft"]);
+    assert!(!process::is_alive(&orphan), "the daemon of a dead worker stays");
+    let _two = Host::start(&cluster, "h2");
+    all_alive(&cluster, &[(&swarm, 2)]);
+
+    must(ok(&cluster, &["terminate", &swarm]));
+    until("the members go with their swarm", || {
+        let left = members(&cluster);
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+    for host in ["h1", "h2"] {
+        let identity = cluster.dir().join(format!("shared/mailbox/static/{host}.identity"));
+        until("the identity of the host is withdrawn", || {
+            if identity.exists() { Err("it is there") } else { Ok(()) }.map_err(str::to_owned)
+        });
+    }
+}
+
+/// One answer of `/metrics` of a node's membership daemon.
+async fn metrics(cluster: &Cluster, swarm: &str, node: u32) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let Some(entry) = address_book::read(cluster.state(), &format!("gossip-membership-{swarm}+{node}")) else {
+        return String::new();
+    };
+    let mut text = String::new();
+    let Ok(mut stream) = tokio::net::TcpStream::connect(&entry.listen).await else { return text };
+    let _ = stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await;
+    let _ = stream.read_to_string(&mut text).await;
+    text
+}
+
+/// Each node gets a fault of its own: the log, `doctor` and the metrics of its daemon say which.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_a_node_out_is_said_in_log_doctor_and_metrics() {
+    let cluster = must(Cluster::start(FAST).await);
+    let swarm = launch(&cluster, 4);
+    all_alive(&cluster, &[(&swarm, 4)]);
+    let ours = Authority::open_at(&cluster.state().path().join("pki")).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let theirs = Authority::open_or_create_at(&elsewhere.path().join("pki")).unwrap();
+    let dir = |node: u32| cluster.state().path().join(format!("nodes/{swarm}/{node:02}"));
+    let (name, hour) = (|node: u32| format!("{swarm}/{node}"), 3600);
+    let now = drover_service::now_us() / 1_000_000;
+    // Another key; another instance, which has got hold of the key; a certificate that is an hour ahead of this node's clock.
+    let ring =
+        |ring: &KeyRing, node: u32| std::fs::write(dir(node).join("identity/ring.json"), ring.to_json()).unwrap();
+    ring(&KeyRing::generate().unwrap(), 1);
+    theirs.issue(&name(2), Duration::from_secs(24 * hour)).unwrap().store(&dir(2).join("identity")).unwrap();
+    ring(&ours.ring().unwrap(), 2);
+    ours.issue_between(&name(3), now + hour, now + 48 * hour).unwrap().store(&dir(3).join("identity")).unwrap();
+    for node in 1..4 {
+        kill(daemon_of(&cluster, &swarm, node));
+    }
+    for (node, code, words) in [
+        (1, "wrong_key", "the same key ring"),
+        (2, "wrong_cluster", "belongs to another drover instance"),
+        (3, "clock_off", "set the clocks"),
+    ] {
+        said_everywhere(&cluster, &swarm, node, code, words).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_that_does_not_answer_is_said_in_log_doctor_and_metrics() {
+    let config = "swarm: {discovery: {gossip_interval: 200ms, node_timeout: 1s, join_addrs: ['127.0.0.1:1']}}\n";
+    let cluster = must(Cluster::start(config).await);
+    let swarm = launch(&cluster, 1);
+    said_everywhere(&cluster, &swarm, 0, "seed_unreachable", "seed 127.0.0.1:1 does not answer").await;
+}
+
+/// Waits until `doctor` has these words, the log of the node's daemon has them with the code, and its metrics count the code.
+async fn said_everywhere(cluster: &Cluster, swarm: &str, node: u32, code: &str, words: &str) {
+    let log = cluster.state().path().join(format!("nodes/{swarm}/{node:02}/membership.log"));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let doctor = must(run(cluster, &["doctor", "--json"])).stdout;
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        let counted = metrics(cluster, swarm, node).await;
+        let told = (
+            doctor.contains(words),
+            log.lines().any(|line| line.contains(&format!("code=\"{code}\"")) && line.contains(words)),
+            counted.contains(&format!("drover_membership_notes{{code=\"{code}\"}} 1")),
+        );
+        if told == (true, true, true) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{code} in doctor, log, metrics: {told:?}\n{doctor}\n{log}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

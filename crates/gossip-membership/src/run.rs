@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use drover_config::{Config, EventsConfig};
-use drover_service::pki::{Identity, IdentityHandle};
+use drover_service::pki::{Follower, Identity, IdentityHandle};
 use drover_service::{Context, Daemon, Server, now_us};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::events::Dispatcher;
 use crate::grpc::Door;
@@ -20,8 +20,15 @@ use crate::shell::{self, Credentials, Dial, Handle, NodeDoor, Notes, Phase, Star
 /// The first look at the machine comes soon, so that a new node is known by more than its sessions.
 const FIRST_SAMPLE: Duration = Duration::from_secs(1);
 
-/// When code that no longer runs is let go, each after the one before: when the node has joined, and when it has settled.
-const RELEASES: [Duration; 2] = [Duration::from_secs(3), Duration::from_mins(1)];
+/// How often the identity's directory is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// A certificate with fewer seconds left is worth a note; the login side renews it weeks before.
+const ENDS_SOON: u64 = 12 * 3600;
+
+/// When code that no longer runs and memory that is free are let go, each after the one before: when the node has joined, when the
+/// connections of that time are closed, and when it has settled.
+const RELEASES: [Duration; 3] = [Duration::from_secs(3), Duration::from_secs(7), Duration::from_mins(1)];
 
 /// The daemon.
 #[derive(Debug)]
@@ -84,6 +91,9 @@ impl Daemon for Membership {
         if let Some(interval) = settings.load_interval {
             ctx.spawn("load", measure(handle.clone(), interval, ctx.clone()));
         }
+        if let Credentials::Certified(identity) = &credentials {
+            ctx.spawn("identity", follow_identity(identity.clone(), handle.clone(), notes.clone(), ctx.clone()));
+        }
         ctx.spawn("memory", release_memory(ctx.clone()));
         let start = Start { node_id, settings, credentials, dial, rpc_port };
         shell::run(start, handle, jobs, ctx).await;
@@ -104,7 +114,7 @@ fn who(
     let Some(identity) = identity else {
         if settings.plaintext {
             let node_id = settings.node_id.clone().context("no node id: give --node-id, or set swarm.node_id")?;
-            return Ok(Some((node_id, Credentials::Plain, Dial::Plain)));
+            return Ok(Some((node_id, Credentials::Plain, Dial::new(None))));
         }
         notes.holds(now_us(), "no_identity", "this node has no identity, so nobody would believe it".to_owned());
         return Ok(None);
@@ -116,17 +126,69 @@ fn who(
                 "this node is {node_id:?}, and its identity is for {proved:?}: give it its own, or leave the name out"
             );
         }
-        _ => Ok(Some((proved, Credentials::Certified(identity.clone()), Dial::Certified(identity)))),
+        _ => Ok(Some((proved, Credentials::Certified(identity.clone()), Dial::new(Some(identity))))),
     }
 }
 
-/// Lets go of the code that only the start, and later the joining of many, needed.
+/// Puts a fresh certificate, other authorities and newly revoked certificates in force as soon as they lie in the identity's
+/// directory, and says so when the own certificate is about to end.
+async fn follow_identity(identity: IdentityHandle, handle: Handle, notes: Notes, ctx: Context) {
+    let mut follower = Follower::new(identity.clone());
+    let mut failures = 0;
+    loop {
+        say_when_it_ends(&identity.current(), &notes);
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = ctx.shutdown().cancelled() => return,
+        }
+        let looked = tokio::task::spawn_blocking(move || {
+            let found = follower.look();
+            (follower, found)
+        });
+        let Ok((back, found)) = looked.await else { return };
+        follower = back;
+        match found {
+            Ok(found) => {
+                if failures > 0 {
+                    notes.over("identity");
+                }
+                failures = 0;
+                if let Some(fresh) = found {
+                    info!(expires = fresh.expires(), "another certificate, or other trust, is in force");
+                    let _ = handle.with(move |node| node.renew_identity(&fresh)).await;
+                }
+            }
+            // One look may fall between two files of a change.
+            Err(error) => {
+                failures += 1;
+                if failures > 1 {
+                    notes.holds(now_us(), "identity", format!("the identity cannot be read again: {error}"));
+                }
+            }
+        }
+    }
+}
+
+fn say_when_it_ends(identity: &Identity, notes: &Notes) {
+    let left = identity.expires().saturating_sub(now_us() / 1_000_000);
+    if left > ENDS_SOON {
+        return notes.over("certificate_expired");
+    }
+    let message = match left {
+        0 => "the certificate of this node has expired, or its clock is wrong: others will not believe it".to_owned(),
+        left => format!("the certificate of this node expires in {} hours", left / 3600),
+    };
+    notes.holds(now_us(), "certificate_expired", message);
+}
+
+/// Lets go of the code and the memory that only the start, and later the joining of many, needed.
 async fn release_memory(ctx: Context) {
     for pause in RELEASES {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = ctx.shutdown().cancelled() => return,
         }
+        drover_memory::release_heap();
         if let Err(error) = drover_memory::release_code() {
             return debug!(%error, "memory of the start is not given back");
         }

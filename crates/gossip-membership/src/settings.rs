@@ -24,6 +24,9 @@ pub struct MembershipArgs {
     /// Directory with this node's key and certificate; without it gossip runs only when security.gossip_plaintext is set
     #[arg(long, value_name = "DIR", env = "DROVER_IDENTITY")]
     pub identity: Option<PathBuf>,
+    /// Who votes first, signed by the login side [default: charter.json in the directory of the identity]
+    #[arg(long, value_name = "FILE", env = "DROVER_CHARTER")]
+    pub charter: Option<PathBuf>,
     /// Name of this node in the gossip [default: swarm.node_id, else <swarm id>/<node index>, else that of the identity]
     #[arg(long, value_name = "ID", env = "DROVER_GOSSIP_ID")]
     pub node_id: Option<String>,
@@ -118,6 +121,8 @@ pub(crate) struct Settings {
     pub(crate) plaintext: bool,
     /// This node's key and certificate.
     pub(crate) identity: Option<PathBuf>,
+    /// Who votes first, when that stands elsewhere than beside the identity.
+    pub(crate) charter: Option<PathBuf>,
     /// Directory of what outlives a restart.
     pub(crate) dir: PathBuf,
 }
@@ -171,6 +176,7 @@ impl Settings {
             },
             plaintext: config.security.gossip_plaintext,
             identity: args.identity.clone().filter(|dir| !dir.as_os_str().is_empty()),
+            charter: args.charter.clone().filter(|file| !file.as_os_str().is_empty()),
             dir: args.dir.clone().unwrap_or_else(|| state.join("membership").join(args.instance())),
         })
     }

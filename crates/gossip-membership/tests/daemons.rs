@@ -400,3 +400,85 @@ async fn whoever_does_not_belong_here_is_told_why() {
     let refused = seed.status().await.refused;
     assert!(refused["unknown_key"] > 0 && refused["wrong_cluster"] > 0 && refused["expired_cert"] > 0, "{refused:?}");
 }
+
+#[tokio::test]
+async fn a_fresh_certificate_and_other_trust_are_in_force_without_a_restart() {
+    let lab = Lab::new();
+    // Who is given up stays to be seen.
+    let slow = json!({ "discovery": { "dead_node_timeout": "60s" } });
+    let seed = Node::start(&lab, "s/0", FAST, slow).await;
+    let join = json!({ "discovery": { "join_addrs": [seed.gossip().await] } });
+    let one = Node::start(&lab, "s/1", FAST, join.clone()).await;
+    let all = [alive("s/0"), alive("s/1")];
+    seed.sees(&all).await;
+    one.sees(&all).await;
+    let before = one.member("s/1").await.unwrap();
+    let old = one.shown(&lab).await.unwrap();
+
+    // The login side lays a fresh certificate: the node shows it to whoever connects, and in its record to whoever joins.
+    let fresh = lab.identity("s/1");
+    one.lay(&fresh);
+    until("the fresh certificate to be shown", async || one.shown(&lab).await.filter(|cert| *cert != old)).await;
+    until("the record to be signed anew", async || {
+        let seen = seed.member("s/1").await?;
+        (seen.incarnation > before.incarnation && seen.boot == before.boot).then_some(())
+    })
+    .await;
+    assert_eq!(seed.status().await.refused.get("untrusted"), None, "nobody took it for a forgery");
+
+    // The one that it had is revoked, and so is that of a node that never gets another one.
+    let two = Node::start(&lab, "s/2", FAST, join.clone()).await;
+    let three = [alive("s/0"), alive("s/1"), alive("s/2")];
+    one.sees(&three).await;
+    let revoked = lab.revoke(&["s/1", "s/2"], &[&fresh]);
+    for node in [&seed, &one] {
+        node.add_file("revoked.crl", &revoked);
+    }
+    let gone = [alive("s/0"), alive("s/1"), ("s/2".to_owned(), MemberState::Dead)];
+    seed.sees(&gone).await;
+    until("the certificate of s/2 to be refused", async || lab.refused_by(&seed, &two).await.then_some(())).await;
+    let late = Node::start_with(&lab, "s/3", FAST, join, &lab.identity("s/3")).await;
+    until("the newcomer to know s/1", async || late.member("s/1").await).await;
+    assert!(late.member("s/2").await.is_none(), "nobody who came later believes it");
+    // Files that make no sense change nothing, and that is said.
+    one.add_file("node.crt", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let note = until("the note", async || {
+        one.status().await.notes.into_iter().find(|note| note.code == "identity" && note.current)
+    })
+    .await;
+    assert!(note.message.contains("cannot be read again"), "{note:?}");
+    assert!(seed.member("s/1").await.is_some_and(|member| member.state() == MemberState::Alive));
+}
+
+/// Many datagrams that wait at once are told apart: none changes what another said.
+#[tokio::test]
+async fn a_burst_of_datagrams_is_taken_apart_one_by_one() {
+    let lab = Lab::new();
+    let seed = Node::start(&lab, "s/0", FAST, json!({})).await;
+    let addr = seed.gossip().await;
+    let join = json!({ "discovery": { "join_addrs": [addr] } });
+    let one = Node::start(&lab, "s/1", FAST, join).await;
+    seed.sees(&[alive("s/0"), alive("s/1")]).await;
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // Each is wrong in a way of its own: too short, of no version that there is, in the clear, too long.
+    let kinds: [(&str, Vec<u8>); 4] = [
+        ("truncated", vec![1, 0]),
+        ("unknown_version", vec![0xee; 64]),
+        ("plaintext", vec![0xd7; 64]),
+        ("oversized", vec![1; 1600]),
+    ];
+    let rounds = 50;
+    for _ in 0..rounds {
+        for (_, datagram) in &kinds {
+            stranger.send_to(datagram, &addr).unwrap();
+        }
+    }
+    until("each to be counted as what it is", async || {
+        let refused = seed.status().await.refused;
+        kinds.iter().all(|(kind, _)| refused.get(*kind) == Some(&rounds)).then_some(())
+    })
+    .await;
+    for node in [&seed, &one] {
+        node.sees(&[alive("s/0"), alive("s/1")]).await;
+    }
+}

@@ -5,6 +5,8 @@
 //! touched. It needs root and `ip`; loss needs `nft`, a wide-area link needs `python3` and `/dev/net/tun`. Names carry the pid and the
 //! start time of the process that made them, so that a later laboratory clears away what a killed one left.
 
+mod neighbours;
+
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::fs;
@@ -21,6 +23,8 @@ use anyhow::{Context as _, bail, ensure};
 use drover_service::process::{self, ProcessId};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use self::neighbours::Room;
 
 const PREFIX: &str = "drover-lab";
 const LINK: &str = include_str!("netns/link.py");
@@ -45,6 +49,7 @@ pub struct Lab {
     name: String,
     hosts: Vec<Host>,
     link: Option<Link>,
+    _room: Room,
 }
 
 /// One host: a network namespace with one interface.
@@ -113,7 +118,7 @@ impl Lab {
         let me = ProcessId::current();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}-{}-{}-{count}", me.pid, me.start_time);
-        let mut lab = Self { name, hosts: Vec::new(), link: None };
+        let mut lab = Self { name, hosts: Vec::new(), link: None, _room: Room::make() };
         let switch = lab.switch();
         ip(&["netns", "add", &switch])?;
         for (side, size) in sizes.iter().enumerate() {
@@ -379,6 +384,15 @@ impl Program {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kib / 1024.0)
+    }
+
+    /// Processor time so far, in milliseconds, to the 10 ms that the kernel tells.
+    pub fn processor_ms(&self) -> anyhow::Result<f64> {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // The name of the program may hold anything; times in its own and the kernel's code are fields 14 and 15.
+        let (_, fields) = text.rsplit_once(") ").context("no fields")?;
+        let ticks = fields.split(' ').skip(11).take(2).map(|field| Ok(field.parse::<f64>()?));
+        Ok(ticks.sum::<anyhow::Result<f64>>()? * 10.0)
     }
 }
 

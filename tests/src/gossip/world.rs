@@ -366,6 +366,11 @@ impl World {
         Arc::clone(self.nodes[node].core.local())
     }
 
+    /// What a node has as another's record.
+    pub fn known(&self, node: usize, of: usize) -> Option<Arc<SignedRecord>> {
+        self.nodes[node].core.record(self.nodes[of].key).cloned()
+    }
+
     /// Lets virtual time pass.
     pub fn run_for(&mut self, span: Duration) {
         let end = self.now + span;

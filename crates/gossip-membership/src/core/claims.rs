@@ -8,7 +8,7 @@ use super::effect::{Cause, Effect, Event, Note};
 use super::engine::Core;
 use super::member::{Member, State};
 use super::message::{Accusation, Message, Rumor};
-use super::record::{NodeKey, SignedRecord};
+use super::record::{NodeKey, SignedRecord, Untrusted};
 use super::suspicion::Suspicion;
 
 impl Core {
@@ -72,6 +72,7 @@ impl Core {
             return false;
         }
         let Some(record) = self.trusted(record, out) else { return false };
+        let fresh_cert = self.table.get(key).is_some_and(|member| member.record.cert != record.cert);
         match self.table.get(key) {
             None if record.record.leaving => {
                 // Never heard of; what is older than the good-bye must not bring it in.
@@ -91,9 +92,9 @@ impl Core {
         }
         self.members_changed();
         if tell {
-            let known_boot = !record.record.leaving && record.record.incarnation > 0;
+            let known = !record.record.leaving && record.record.incarnation > 0 && !fresh_cert;
             let urgent = record.record.leaving || record.record.incarnation > 0;
-            self.tell_alive(record, known_boot, urgent);
+            self.tell_alive(record, known, urgent);
         }
         true
     }
@@ -138,7 +139,8 @@ impl Core {
 
     /// The record if it is the node's own. A certificate that was left out is taken from what is known of the node.
     fn trusted(&mut self, record: Arc<SignedRecord>, out: &mut Vec<Effect>) -> Option<Arc<SignedRecord>> {
-        let record = if record.cert.is_empty() {
+        let bare = record.cert.is_empty();
+        let record = if bare {
             let known = self.table.get(record.key).map(|member| &member.record);
             let known = known.or_else(|| self.table.grave(self.now, record.key).map(|grave| &grave.record));
             let Some(known) = known else {
@@ -152,6 +154,8 @@ impl Core {
         };
         match self.verifier.check(&record) {
             Ok(()) => Some(record),
+            // Its node may have another certificate by now; a pull brings it.
+            Err(Untrusted::BadSignature) if bare => None,
             Err(reason) => {
                 out.push(Effect::Note(Note::Untrusted { key: record.key, reason }));
                 None
@@ -223,6 +227,26 @@ impl Core {
         self.tell(Rumor::Dead(accusation), true);
         // One word to itself: if it runs after all, it comes back at once.
         self.tell_accused(key, out);
+    }
+
+    /// Parts with members whose certificates are not believed any more. Nobody else is told: each node has its own word for it
+    /// from the login side.
+    pub(super) fn recheck(&mut self, out: &mut Vec<Effect>) {
+        let up: Vec<Arc<SignedRecord>> =
+            self.table.iter().filter(|member| member.is_up()).map(|member| Arc::clone(&member.record)).collect();
+        for record in up {
+            let Err(reason) = self.verifier.check(&record) else { continue };
+            let key = record.key;
+            if let Some(suspicion) = self.table.get_mut(key).and_then(|member| member.suspicion.take()) {
+                self.suspicions.remove(&(suspicion.deadline, key));
+            }
+            self.rumors.forget(key);
+            self.table.set_state(self.now, key, State::Dead);
+            self.prober.answered(key);
+            out.push(Effect::Note(Note::Untrusted { key, reason }));
+            Self::event(out, Event::Left { record, cause: Cause::Distrusted });
+            self.members_changed();
+        }
     }
 
     /// Gives up who has been suspect for long enough.

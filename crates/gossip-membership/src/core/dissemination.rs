@@ -126,6 +126,45 @@ impl Rumors {
     }
 }
 
+/// A changed load on its way to all members.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LoadPush {
+    /// Who was told last.
+    last: NodeKey,
+    /// Who was told first, once somebody was.
+    first: Option<NodeKey>,
+    /// It is another class: who selects nodes has to know at once.
+    urgent: bool,
+}
+
+/// How many datagrams with nothing but a load may be sent. One change after a quiet time is told to all at once; where the load goes up
+/// and down all the time the others hear of it with the probes, and idle traffic stays what it is.
+#[derive(Debug, Default)]
+pub(super) struct LoadAllowance {
+    left: f64,
+    at: Time,
+}
+
+impl LoadAllowance {
+    /// Periods after which one more may be sent.
+    const PERIODS: u32 = 8;
+
+    /// Takes one; when there will be one otherwise.
+    fn take(&mut self, now: Time, settings: &Settings, members: usize) -> Option<Time> {
+        let each = settings.period() * Self::PERIODS;
+        // Nothing is saved up before the first: the moment at which a cluster starts has enough to say.
+        let since = if self.at == Time::ZERO { Duration::ZERO } else { now.since(self.at) };
+        let fresh = since.as_secs_f64() / each.as_secs_f64();
+        self.left = (self.left + fresh).min(members as f64);
+        self.at = now;
+        if self.left >= 1.0 {
+            self.left -= 1.0;
+            return None;
+        }
+        Some(now + each.mul_f64(1.0 - self.left).max(settings.tick()))
+    }
+}
+
 impl Core {
     /// A node's own claim becomes news.
     pub(super) fn tell_alive(&mut self, record: Arc<SignedRecord>, known_boot: bool, urgent: bool) {
@@ -177,29 +216,28 @@ impl Core {
                 }
             }
         }
-        let more = self.push_load(out);
-        if more || !self.rumors.is_empty() {
-            self.gossip_at = self.now + self.settings.tick();
-        }
+        let loads = self.push_load(out).unwrap_or(Time::FAR);
+        let news = if self.rumors.is_empty() { Time::FAR } else { self.now + self.settings.tick() };
+        self.gossip_at = loads.min(news);
     }
 
     /// Sends a changed load to some more members. It goes first-hand and to each once, at a bounded rate: passing it on as
-    /// news would cost every node for every change.
-    fn push_load(&mut self, out: &mut Vec<Effect>) -> bool {
+    /// news would cost every node for every change. When the next may go, if any has to.
+    fn push_load(&mut self, out: &mut Vec<Effect>) -> Option<Time> {
         for _ in 0..Self::LOADS_PER_TICK {
-            let Some((after, first)) = self.load_push else { return false };
-            let Some(next) = self.table.after(after, super::member::Member::is_up) else {
+            let LoadPush { last, first, urgent } = self.load_push?;
+            let next = self.table.after(last, super::member::Member::is_up).filter(|next| Some(*next) != first);
+            let Some(next) = next else {
                 self.load_push = None;
-                return false;
+                return None;
             };
-            if Some(next) == first {
-                self.load_push = None;
-                return false;
+            if !urgent && let Some(later) = self.load_allowance.take(self.now, &self.settings, self.table.up()) {
+                return Some(later);
             }
-            self.load_push = Some((next, first.or(Some(next))));
+            self.load_push = Some(LoadPush { last: next, first: first.or(Some(next)), urgent });
             out.push(Effect::Send { to: next, message: Message::Load { load: self.load } });
         }
-        self.load_push.is_some()
+        self.load_push.map(|_| self.now + self.settings.tick())
     }
 
     /// A new load of this node: rides on every ping and ack, and is sent to all when it is another class.
@@ -210,9 +248,13 @@ impl Core {
             return;
         }
         self.load = load;
-        if moved || load.overloaded != self.load_told.overloaded {
+        let urgent = load.overloaded != self.load_told.overloaded;
+        if moved || urgent {
             self.load_told = load;
-            self.load_push = Some((self.me, None));
+            // Goes on where the last one is, if it is still under way: or the same would always be told first, and others never.
+            let under_way = self.load_push.as_ref();
+            let (last, urgent) = under_way.map_or((self.me, urgent), |push| (push.last, push.urgent || urgent));
+            self.load_push = Some(LoadPush { last, first: None, urgent });
             self.gossip_at = self.gossip_at.min(self.now + self.settings.batch());
         }
     }

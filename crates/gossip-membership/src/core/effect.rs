@@ -91,6 +91,8 @@ pub enum Cause {
     Left,
     /// It has been started again.
     Restarted,
+    /// Its certificate is not believed any more.
+    Distrusted,
 }
 
 /// Something that a person or a counter may want to know.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::dissemination::Rumors;
+use super::dissemination::{LoadAllowance, LoadPush, Rumors};
 use super::effect::{Effect, Event, Note};
 use super::exchange::Exchange;
 use super::health::Health;
@@ -101,8 +101,8 @@ pub struct Core {
     pub(super) load: Load,
     /// Load at the last time when all were told.
     pub(super) load_told: Load,
-    /// Who was told last of a changed load, and who first.
-    pub(super) load_push: Option<(NodeKey, Option<NodeKey>)>,
+    pub(super) load_push: Option<LoadPush>,
+    pub(super) load_allowance: LoadAllowance,
     /// When the good-bye has been said often enough.
     pub(super) leaving: Option<Time>,
     pub(super) rival_at: Time,
@@ -149,6 +149,7 @@ impl Core {
             load: Load::default(),
             load_told: Load::default(),
             load_push: None,
+            load_allowance: LoadAllowance::default(),
             leaving: None,
             rival_at: Time::ZERO,
             persist_at: Time::FAR,
@@ -205,14 +206,17 @@ impl Core {
         record.encode()?;
         let old = self.local.record.version();
         let same_boot = record.boot == old.0;
+        let cert = Arc::clone(&self.local.cert);
         self.local = Arc::new(self.signer.sign(record));
+        // Who has a certificate of this node does not need it again, unless it is another one.
+        let known = same_boot && cert == self.local.cert;
         self.table.count_self(self.me, old);
         self.table.count_self(self.me, self.local.record.version());
         out.push(Effect::Local(Arc::clone(&self.local)));
         if !same_boot {
             out.push(Effect::Persist);
         }
-        self.tell_alive(Arc::clone(&self.local), same_boot, true);
+        self.tell_alive(Arc::clone(&self.local), known, true);
         Ok(())
     }
 
@@ -389,6 +393,7 @@ impl Core {
             Command::Load(load) => self.set_load(load),
             Command::Leave => self.leave(out),
             Command::Join(seeds) => self.join.add(self.now, seeds),
+            Command::Recheck => self.recheck(out),
         }
     }
 

@@ -5,6 +5,7 @@
 //! nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::Rng;
 
@@ -28,13 +29,33 @@ pub(super) struct Exchange {
     in_vain: u32,
     /// This node's view at the last pull on account of a difference.
     pulled_as: u64,
-    /// Pulls that a node makes soon after it has joined, from whomever it knows by then.
-    follow_ups: Vec<Time>,
+    /// Pulls that a node makes soon after it has joined.
+    follow_ups: Option<FollowUps>,
     /// A node to pull from at the next occasion.
     soon: Option<(Time, NodeKey)>,
     /// When the full state is to be compared at the latest.
     periodic: Time,
     running: Option<Pull>,
+}
+
+/// Whoever joins at the same time is found by asking again: soon while there is news, then less and less often.
+#[derive(Debug)]
+struct FollowUps {
+    /// Who answered last; the connection to it is still there.
+    from: NodeKey,
+    next: Time,
+    pause: Duration,
+    end: Time,
+}
+
+impl FollowUps {
+    /// Up to so many members the same node is asked again; more would press it too hard.
+    const FEW: usize = 64;
+
+    /// The shortest pause. In a large cluster each answer is long.
+    fn shortest(period: Duration, members: usize) -> Duration {
+        period / 25 * u32::try_from(members / 32).unwrap_or(u32::MAX).clamp(1, 6)
+    }
 }
 
 #[derive(Debug)]
@@ -52,7 +73,7 @@ impl Exchange {
             not_before: Time::ZERO,
             in_vain: 0,
             pulled_as: 0,
-            follow_ups: Vec::new(),
+            follow_ups: None,
             soon: None,
             periodic,
             running: None,
@@ -65,7 +86,7 @@ impl Exchange {
     }
 
     pub(super) fn deadline(&self) -> Time {
-        let follow_up = self.follow_ups.first().copied().unwrap_or(Time::FAR);
+        let follow_up = self.follow_ups.as_ref().map_or(Time::FAR, |follow_ups| follow_ups.next);
         let soon = self.soon.map_or(Time::FAR, |(at, _)| at);
         let running = self.running.as_ref().map_or(Time::FAR, |pull| pull.end);
         self.periodic.min(follow_up).min(soon).min(running)
@@ -120,16 +141,45 @@ impl Core {
             self.exchange.soon = None;
             self.pull(from, out);
         }
-        if self.exchange.follow_ups.first().is_some_and(|at| self.now >= *at) {
-            self.exchange.follow_ups.remove(0);
-            self.pull_from_any(out);
-        }
+        self.follow_up(out);
         if self.now >= self.exchange.periodic {
             let pause = self.settings.push_pull_interval;
             self.exchange.periodic = self.now + pause * 9 / 10 + self.jitter(pause / 5);
             // A digest that agreed is the exchange.
             if self.now.since(self.exchange.agreed) >= pause {
                 self.pull_from_any(out);
+            }
+        }
+    }
+
+    fn follow_up(&mut self, out: &mut Vec<Effect>) {
+        let up = self.table.up();
+        let Some(follow_ups) = self.exchange.follow_ups.as_mut().filter(|follow_ups| self.now >= follow_ups.next)
+        else {
+            return;
+        };
+        follow_ups.pause = follow_ups.pause * 3 / 2;
+        follow_ups.next = self.now + follow_ups.pause;
+        let (from, over) = (follow_ups.from, self.now >= follow_ups.end);
+        // The last one asks somebody else: whatever the one who was asked so far does not know.
+        if over {
+            self.exchange.follow_ups = None;
+        }
+        if over || up > FollowUps::FEW || !self.table.get(from).is_some_and(Member::is_up) {
+            self.pull_from_any(out);
+        } else {
+            self.pull(from, out);
+        }
+    }
+
+    /// After an answer: news says that there may be more soon.
+    fn expect_more(&mut self, from: NodeKey, news: usize) {
+        let shortest = FollowUps::shortest(self.settings.period(), self.table.up());
+        if let Some(follow_ups) = &mut self.exchange.follow_ups {
+            follow_ups.from = from;
+            if news > 0 {
+                follow_ups.pause = shortest;
+                follow_ups.next = self.now + shortest;
             }
         }
     }
@@ -209,8 +259,8 @@ impl Core {
         if !self.join.is_done() {
             self.join.finish();
             let period = self.settings.period();
-            // Who joins at the same time through the same seed is found by asking again.
-            self.exchange.follow_ups = [10, 25, 60].map(|percent| self.now + period * percent / 100).to_vec();
+            let pause = FollowUps::shortest(period, 0);
+            self.exchange.follow_ups = Some(FollowUps { from, next: self.now + pause, pause, end: self.now + period });
         }
         if answer.record.key == from {
             self.claim(Arc::clone(&answer.record), false, out);
@@ -223,6 +273,7 @@ impl Core {
             .map(|entry| (entry.record.key, (entry.record.record.version(), entry.state)))
             .collect();
         let news = self.take_entries(from, answer.entries, out);
+        self.expect_more(from, news);
         out.push(Effect::Note(Note::Exchanged { with: from, news }));
         let lacks = |member: &Member| match theirs.get(&member.key()) {
             None => member.is_up(),

@@ -75,4 +75,6 @@ pub enum Command {
     Leave,
     /// More addresses to join through.
     Join(Vec<SocketAddr>),
+    /// What records are believed by has changed: whoever is not believed any more is no member.
+    Recheck,
 }

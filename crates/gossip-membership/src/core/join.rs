@@ -120,7 +120,7 @@ impl Core {
         let known = |addr| self.table.iter().any(|member| member.record.record.addr == addr);
         let at = self.rng.random_range(0..self.join.seeds.len());
         if self.join.seeds.get(at).is_some_and(|seed| !known(seed.addr)) {
-            self.join.turn = at.wrapping_sub(1).min(self.join.seeds.len());
+            self.join.turn = (at + self.join.seeds.len() - 1) % self.join.seeds.len();
             self.try_seed(out);
         }
         0

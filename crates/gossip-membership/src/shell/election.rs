@@ -39,7 +39,8 @@ const CALLS: usize = 64;
 const GOODBYE: Duration = Duration::from_secs(3);
 /// The label by which a leader says in its record that it leads.
 const LEADER_LABEL: &str = "drover.leader";
-const CHARTER: &str = "charter.json";
+/// Name of the charter beside the identity.
+pub(super) const CHARTER: &str = "charter.json";
 const LEASE: &str = "lease.json";
 
 /// A question of another node.
@@ -72,8 +73,8 @@ pub(super) struct Setup {
     pub(super) boot: u64,
     pub(super) period: Duration,
     pub(super) dir: PathBuf,
-    /// Where the charter is looked for.
-    pub(super) identity_dir: PathBuf,
+    /// File in which the charter is looked for.
+    pub(super) charter: PathBuf,
     pub(super) identity: IdentityHandle,
     pub(super) dial: Dial,
 }
@@ -194,7 +195,8 @@ struct Authority(IdentityHandle);
 impl Notary for Authority {
     fn check(&self, signed: &SignedCharter) -> Option<Charter> {
         let identity = self.0.current();
-        signed.verify(identity.trust().authority_key(), &identity.cluster_id())
+        let cluster = identity.cluster_id();
+        identity.trust().authority_keys().find_map(|key| signed.verify(key, &cluster))
     }
 }
 
@@ -225,7 +227,7 @@ fn now() -> Time {
 }
 
 async fn run(setup: Setup, handle: Handle, mut calls: mpsc::Receiver<Call>, tell: watch::Sender<Seen>, ctx: Context) {
-    let Setup { me, boot, period, dir, identity_dir, identity, dial } = setup;
+    let Setup { me, boot, period, dir, charter, identity, dial } = setup;
     let lease_file = dir.join(LEASE);
     let durable = match read_durable(&lease_file) {
         Ok(durable) => durable,
@@ -256,7 +258,7 @@ async fn run(setup: Setup, handle: Handle, mut calls: mpsc::Receiver<Call>, tell
         me,
         period,
         lease_file,
-        charter_file: identity_dir.join(CHARTER),
+        charter_file: charter,
         charter_seen: Vec::new(),
         records: HashMap::new(),
         waiting: HashMap::new(),

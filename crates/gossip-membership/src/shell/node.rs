@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use drover_service::pki::RING_LABEL;
+use drover_service::pki::{Identity, RING_LABEL};
 use drover_service::{Context, now_us};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -31,7 +31,7 @@ use super::streams::{Dial, Ended};
 use super::{seeds, snapshot};
 use crate::core::regions::{Regional, WideTiming};
 use crate::core::{
-    Core, Effect, Engine as _, Input, NodeKey, Record, Reply, SignedRecord, Signer, Snapshot, Time, Verifier,
+    Command, Core, Effect, Engine as _, Input, NodeKey, Record, Reply, SignedRecord, Signer, Snapshot, Time, Verifier,
 };
 use crate::metrics::Metrics;
 use crate::seal::{BootSecrets, Certified, Moment, NodeSigner, Sealer};
@@ -67,6 +67,8 @@ pub(crate) struct Node {
     socket: Socket,
     pub(super) dial: Dial,
     pub(super) credentials: Credentials,
+    /// By what records of others are believed.
+    certified: Option<Certified>,
     /// A newer key ring is being fetched.
     pub(super) fetching: bool,
     settings: Settings,
@@ -107,7 +109,10 @@ pub(crate) async fn run(start: Start, handle: Handle, mut jobs: mpsc::Receiver<J
         }
         tokio::select! {
             readable = node.socket.readable() => if readable.is_ok() { node.receive() },
-            () = sleep.as_mut() => node.input(Input::Timer),
+            () = sleep.as_mut() => {
+                node.input(Input::Timer);
+                node.dial.let_go();
+            }
             job = jobs.recv() => match job {
                 Some(job) => job(Some(&mut node)),
                 None => return,
@@ -164,9 +169,9 @@ impl Node {
         };
         let certified =
             identity.as_ref().map(|(identity, _)| Certified::new(identity, Arc::new(|| now_us() / 1_000_000)));
-        let (signer, verifier): (Box<dyn Signer>, Box<dyn Verifier>) = match (&identity, &certified) {
-            (Some((identity, _)), Some(certified)) => {
-                (Box::new(NodeSigner::new(Arc::clone(identity))), Box::new(certified.clone()))
+        let (signer, verifier): (Box<dyn Signer>, Box<dyn Verifier>) = match (&credentials, &certified) {
+            (Credentials::Certified(handle), Some(certified)) => {
+                (Box::new(NodeSigner::new(handle.clone())), Box::new(certified.clone()))
             }
             _ => (Box::new(Unsigned), Box::new(Unsigned)),
         };
@@ -187,7 +192,7 @@ impl Node {
         let wide = WideTiming::new(settings.gossip_interval, settings.dead_node_timeout);
         let core = Regional::new(core, wide, judge, rand::random());
         let own = Arc::clone(core.local());
-        let link = match (identity, certified) {
+        let link = match (identity, certified.clone()) {
             // Nodes with an identity may still gossip in the clear, when that is asked for.
             (Some((identity, secrets)), Some(certified)) if !settings.plaintext => {
                 let ring = identity.ring().clone();
@@ -208,6 +213,7 @@ impl Node {
             socket,
             dial,
             credentials,
+            certified,
             fetching: false,
             settings,
             peers: HashMap::new(),
@@ -247,12 +253,27 @@ impl Node {
             boot: local.record.boot,
             period: self.settings.gossip_interval,
             dir: self.settings.dir.clone(),
-            identity_dir: identity_dir.clone(),
+            charter: self.settings.charter.clone().unwrap_or_else(|| identity_dir.join(election::CHARTER)),
             identity: identity.clone(),
             dial: self.dial.clone(),
         };
         let election = Election::start(setup, self.handle.clone(), &self.ctx);
         let _ = self.handle.shared.election.set(election);
+    }
+
+    /// Another identity is in force: this node's record shows its certificate from now on, and others are believed by what it trusts.
+    pub(crate) fn renew_identity(&mut self, identity: &Arc<Identity>) {
+        if let Some(certified) = &self.certified {
+            certified.renew(identity);
+        }
+        if let Some(sealer) = self.link.sealer_mut() {
+            sealer.renew(Arc::clone(identity));
+        }
+        self.dial.hang_up(None);
+        self.input(Input::Command(Command::Recheck));
+        if *self.core.local().cert != *identity.cert() {
+            self.update(None, None);
+        }
     }
 
     pub(super) fn notes(&self) -> &Notes {

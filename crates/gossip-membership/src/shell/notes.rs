@@ -56,6 +56,7 @@ const HINTS: &[(&str, &str)] = &[
     ("clock_off", "set the clocks: certificates count as not yet valid or expired while they differ"),
     ("bad_certificate", "launch the other node again, so that it gets a certificate of this instance"),
     ("certificate_expired", "launch the node again, so that it gets a new certificate"),
+    ("identity", "mend the files of the identity directory, or launch the node again; the certificate in force stays"),
     ("plaintext", "give the nodes identities and remove security.gossip_plaintext"),
     ("plaintext_peer", "give all nodes identities, or none and security.gossip_plaintext"),
     ("election", "free the disk or mend the file; other nodes elect without this one until it is started again"),

@@ -3,8 +3,8 @@
 use std::error::Error as _;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use drover_proto::gossip as pb;
 use drover_proto::gossip::gossip_service_client::GossipServiceClient;
@@ -27,13 +27,26 @@ pub(super) const WHO: &str = "drover-node-key";
 /// How long an exchange of state may take.
 const EXCHANGE: Duration = Duration::from_secs(10);
 
-/// How connections to other nodes are made.
+/// How long a connection that was of use stays for the next exchange. A node that joins asks the same one several times, and a
+/// handshake costs both sides more than all that they say.
+const KEEP: Duration = Duration::from_secs(1);
+/// Connections that are kept at a time.
+const KEPT: usize = 4;
+
+/// How connections to other nodes are made, and those that are still there.
 #[derive(Clone)]
-pub(crate) enum Dial {
-    /// In the clear, to nodes on this machine.
-    Plain,
-    /// Both sides show a certificate of the instance.
-    Certified(IdentityHandle),
+pub(crate) struct Dial {
+    /// Both sides show a certificate of the instance; without an identity in the clear, to nodes on this machine.
+    identity: Option<IdentityHandle>,
+    kept: Arc<Mutex<Vec<Kept>>>,
+}
+
+/// A connection to one start of a node.
+struct Kept {
+    key: NodeKey,
+    boot: u64,
+    until: Instant,
+    client: GossipServiceClient<Channel>,
 }
 
 /// Whom to ask.
@@ -51,13 +64,50 @@ pub(super) struct Ended {
 }
 
 impl Dial {
+    /// Shows the identity in force, or nothing.
+    pub(crate) fn new(identity: Option<IdentityHandle>) -> Self {
+        Self { identity, kept: Arc::default() }
+    }
+
     fn channel(&self, peer: &Peer) -> Channel {
         let record = &peer.record.record;
         let addr = SocketAddr::new(record.addr.ip(), record.rpc_port);
-        match self {
-            Self::Certified(identity) => drover_service::connect_node(identity, addr, &record.node_id),
-            Self::Plain => drover_service::connect(drover_service::Target::Address(addr.to_string())),
+        match &self.identity {
+            Some(identity) => drover_service::connect_node(identity, addr, &record.node_id),
+            None => drover_service::connect(drover_service::Target::Address(addr.to_string())),
         }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection of a moment ago, or a new one.
+    fn kept_client(&self, peer: &Peer) -> GossipServiceClient<Channel> {
+        let (key, boot, now) = (peer.record.key, peer.record.record.boot, Instant::now());
+        let mut all = self.kept();
+        if let Some(kept) = all.iter_mut().find(|kept| kept.key == key && kept.boot == boot) {
+            kept.until = now + KEEP;
+            return kept.client.clone();
+        }
+        all.retain(|kept| kept.key != key);
+        if all.len() >= KEPT {
+            all.remove(0);
+        }
+        let client = self.client(peer);
+        all.push(Kept { key, boot, until: now + KEEP, client: client.clone() });
+        client
+    }
+
+    /// Ends connections that have been of no use for a while.
+    pub(super) fn let_go(&self) {
+        let now = Instant::now();
+        self.kept().retain(|kept| kept.until > now);
+    }
+
+    /// Ends the connection to a node, and all of them with `None`: those that this node showed an earlier certificate to.
+    pub(super) fn hang_up(&self, key: Option<NodeKey>) {
+        self.kept().retain(|kept| key.is_some_and(|key| kept.key != key));
     }
 
     pub(super) fn client(&self, peer: &Peer) -> GossipServiceClient<Channel> {
@@ -70,7 +120,11 @@ impl Dial {
 /// Asks, within a time.
 pub(super) async fn ask(dial: Dial, peer: Peer, request: Asked, ping: Duration) -> Ended {
     let limit = if matches!(request, Asked::Ping) { ping } else { EXCHANGE };
-    match tokio::time::timeout(limit, exchange(&dial, &peer, request)).await {
+    let ended = tokio::time::timeout(limit, exchange(&dial, &peer, request)).await;
+    if !matches!(ended, Ok(Ok(_))) {
+        dial.hang_up(Some(peer.record.key));
+    }
+    match ended {
         Ok(Ok((outcome, skew_us))) => Ended { outcome, skew_us, why: None },
         Ok(Err(status)) => {
             let outcome = if refused(&status) { Outcome::Refused } else { Outcome::Silent };
@@ -100,7 +154,8 @@ pub(super) fn signed<T>(own: NodeKey, message: T) -> Request<T> {
 }
 
 async fn exchange(dial: &Dial, peer: &Peer, request: Asked) -> Result<(Outcome, Option<i64>), Status> {
-    let mut client = dial.client(peer);
+    // Whether anybody listens there is what a ping asks: that takes a connection of its own.
+    let mut client = if matches!(request, Asked::Ping) { dial.client(peer) } else { dial.kept_client(peer) };
     let bad = |error: wire::Malformed| Status::data_loss(error.to_string());
     match request {
         Asked::Ping => {

@@ -60,6 +60,33 @@ impl Lab {
         Files::of(&self.authority.issue(id, Duration::from_hours(24)).unwrap())
     }
 
+    /// The signed list of all certificates of these nodes but these.
+    pub(crate) fn revoke(&self, nodes: &[&str], kept: &[&Files]) -> Vec<u8> {
+        let issued = self.authority.issued().unwrap();
+        let newest = |node: &str| issued.iter().rev().find(|issued| issued.node_id == node).unwrap().serial.clone();
+        let kept: Vec<String> = kept.iter().map(|files| newest(&files.node_id())).collect();
+        let serials: Vec<String> = issued
+            .iter()
+            .filter(|issued| nodes.contains(&issued.node_id.as_str()) && !kept.contains(&issued.serial))
+            .map(|issued| issued.serial.clone())
+            .collect();
+        self.authority.revoke(&serials).unwrap();
+        fs::read(self.authority.dir().join("revoked.crl")).unwrap()
+    }
+
+    /// Whether a node lets nobody in who shows the identity of another.
+    pub(crate) async fn refused_by(&self, node: &Node, guest: &Node) -> bool {
+        let identity = Identity::load(&guest.identity_path()).unwrap();
+        match drover_service::connect_node_stream(&identity, node.listen(), &node.id).await {
+            // TLS 1.3 tells the client of a refusal when it reads.
+            Ok(mut stream) => {
+                let read = tokio::time::timeout(Duration::from_millis(300), stream.read_u8()).await;
+                matches!(read, Ok(Err(_)))
+            }
+            Err(_) => true,
+        }
+    }
+
     /// One that is valid only in so many seconds.
     pub(crate) fn identity_from(&self, id: &str, seconds: u64) -> Files {
         let now = drover_service::now_us() / 1_000_000;
@@ -84,6 +111,11 @@ impl Files {
     pub(crate) fn ring(&self) -> KeyRing {
         let (_, bytes) = self.0.iter().find(|(name, _)| name == "ring.json").unwrap();
         KeyRing::from_json(bytes).unwrap()
+    }
+
+    fn node_id(&self) -> String {
+        let (_, bytes) = self.0.iter().find(|(name, _)| name == "identity.json").unwrap();
+        serde_json::from_slice::<Value>(bytes).unwrap()["node_id"].as_str().unwrap().to_owned()
     }
 
     pub(crate) fn with_ring(mut self, ring: &KeyRing) -> Self {
@@ -180,6 +212,25 @@ impl Node {
 
     fn identity_path(&self) -> std::path::PathBuf {
         self.dir.path().join("identity")
+    }
+
+    /// Replaces the identity while the process runs.
+    pub(crate) fn lay(&self, identity: &Files) {
+        identity.store(&self.identity_path());
+    }
+
+    /// Replaces one file of it.
+    pub(crate) fn add_file(&self, name: &str, bytes: &[u8]) {
+        let (path, fresh) = (self.identity_path().join(name), self.identity_path().join("fresh"));
+        fs::write(&fresh, bytes).unwrap();
+        fs::rename(fresh, path).unwrap();
+    }
+
+    /// The certificate that it shows to whoever connects.
+    pub(crate) async fn shown(&self, lab: &Lab) -> Option<Vec<u8>> {
+        let guest = lab.authority.issue("guest", Duration::from_hours(1)).unwrap();
+        let stream = drover_service::connect_node_stream(&guest, self.listen(), &self.id).await.ok()?;
+        stream.get_ref().1.peer_certificates()?.first().map(|cert| cert.to_vec())
     }
 
     /// The ring: ids, and which is in use.

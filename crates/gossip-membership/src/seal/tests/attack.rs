@@ -140,7 +140,7 @@ fn certificates_that_are_foreign_expired_for_another_node_or_no_certificates_are
     assert_eq!(certified(&b.identity).check(&bare), Err(Untrusted::NoCert));
     bare.cert = Arc::from(&b"not a certificate"[..]);
     assert_eq!(certified(&b.identity).check(&bare), Err(Untrusted::BadCert));
-    bare.cert = Arc::from(&other.trust().ca()[..]);
+    bare.cert = Arc::from(&other.trust().cas()[0][..]);
     assert_eq!(certified(&b.identity).check(&bare), Err(Untrusted::BadCert));
 
     // The same signature in another instance is worth nothing.

@@ -105,13 +105,18 @@ impl Node {
                 self.handle.set_phase(Phase::Joined);
                 (Some(Kind::NodeJoined(view::info(&record.record, load_of(self, record.key)))), record.key)
             }
-            Event::Left { record, cause } => {
-                let cause = match cause {
+            Event::Left { record, cause: cause_of } => {
+                let cause = match cause_of {
                     Cause::Dead => "it did not answer",
                     Cause::Left => "it said good-bye",
                     Cause::Restarted => "it was started again",
+                    Cause::Distrusted => "its certificate is not believed any more",
                 };
                 info!(node_id = record.record.node_id, cause, "node is gone");
+                if *cause_of == Cause::Distrusted {
+                    // What it sends is not opened any more; to say hello it would need another certificate.
+                    self.link.forget(record.key);
+                }
                 (Some(Kind::NodeLeft(record.record.node_id.clone())), record.key)
             }
             Event::Suspect(record) => (Some(Kind::NodeSuspect(record.record.node_id.clone())), record.key),
