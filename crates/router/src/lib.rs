@@ -14,6 +14,7 @@
 //! ```
 
 mod core;
+mod gauges;
 mod grpc;
 mod log;
 mod metrics;

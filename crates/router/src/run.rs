@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::core::input::Input;
 use crate::core::model::Settings;
+use crate::gauges::Gauges;
 use crate::grpc::Service;
 use crate::metrics::Metrics;
 use crate::owner::Owner;
@@ -99,6 +100,8 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
     let shared: Arc<Shared> = opened_now.await.context("the writer's thread ended")??;
     // Set before anybody can ask: it never changes.
     let _ = shared.control_addr.set(control_addr.to_string());
+    let gauges = Box::new(Gauges(Arc::clone(&shared)));
+    ctx.registry().lock().unwrap_or_else(std::sync::PoisonError::into_inner).register_collector(gauges);
 
     let ring = RingFile::new(ctx.state());
     let service = Arc::new(Service {

@@ -11,7 +11,6 @@ use drover_types::SwarmId;
 use tokio::sync::watch;
 
 use crate::allocation::{Allocation, AllocationState, LaunchProgress};
-use crate::catalogue::BackendKind;
 
 /// How many progress lines are kept for watchers that are behind.
 const PROGRESS_LINES: usize = 1024;
@@ -75,16 +74,15 @@ impl Board {
         self.state().allocations.remove(swarm);
     }
 
-    /// The swarms that live and whose nodes take part in the gossip, with the number of their nodes, by id.
-    pub(crate) fn living(&self) -> Vec<(SwarmId, u32)> {
+    /// The swarms that live and are of these, with the number of their nodes, by id.
+    pub(crate) fn living(&self, ours: impl Fn(&Allocation) -> bool) -> Vec<(SwarmId, u32)> {
         let state = self.state();
         let alive = state
             .allocations
             .values()
             .map(|(_, allocation)| allocation)
             .filter(|allocation| !matches!(allocation.state, AllocationState::Completed | AllocationState::Failed))
-            // Nodes of Slurm jobs have no identity yet, so they are no members and cannot vote.
-            .filter(|allocation| allocation.backend != BackendKind::Slurm);
+            .filter(|allocation| ours(allocation));
         alive.map(|allocation| (allocation.swarm.clone(), allocation.nodes.len() as u32)).collect()
     }
 
@@ -165,6 +163,7 @@ impl Viewer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalogue::BackendKind;
 
     fn allocation(swarm: &str, reason: &str) -> Allocation {
         Allocation {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use drover_config::{Backend as ConfigBackend, Config, ProviderConfig, SshWay};
+use drover_config::{Backend as ConfigBackend, Config, ProviderConfig};
 use drover_types::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
 
@@ -79,13 +79,6 @@ pub(crate) fn choose(config: &Config, asked: &str) -> Result<(BackendKind, Provi
 fn why_not(provider: &ProviderConfig) -> Option<String> {
     match kind_of(provider) {
         None => Some(format!("this version of drover cannot launch on {}", provider.backend.as_str())),
-        Some(BackendKind::Slurm) if provider.ssh != SshWay::None => {
-            let host = provider.login_host.as_deref().unwrap_or("the login host");
-            Some(format!(
-                "this version of drover submits slurm jobs only on the login host itself: start it on {host}, with `ssh: none` in \
-                 cluster.slurm"
-            ))
-        }
         Some(_) => None,
     }
 }
@@ -109,14 +102,11 @@ mod tests {
     }
 
     #[test]
-    fn slurm_is_listed_with_a_reason_and_refused_with_it() {
-        let config = config(
-            "launch_providers:\n  - {id: s, backend: slurm}\n  - {id: here, backend: local}\n\
-             cluster: {slurm: {login_host: h, workspace_root: /w, cluster_subdir: c}}\n",
-        );
+    fn what_cannot_be_launched_on_is_listed_with_a_reason_and_refused_with_it() {
+        let config = config("launch_providers:\n  - {id: s, backend: aws}\n  - {id: here, backend: local}\n");
         let listed = providers(&config);
         let reason = listed[0].disabled_reason.clone().unwrap();
-        assert!(reason.contains("slurm"), "{reason}");
+        assert!(reason.contains("aws"), "{reason}");
         assert_eq!(listed[1].disabled_reason, None);
         for asked in ["s", ""] {
             let failure = choose(&config, asked).unwrap_err();
@@ -129,10 +119,12 @@ mod tests {
     }
 
     #[test]
-    fn the_login_host_itself_launches_on_slurm() {
-        let config = config("cluster: {slurm: {ssh: none, workspace_root: /w, cluster_subdir: c}}");
-        assert_eq!(providers(&config)[0].disabled_reason, None);
-        assert_eq!(choose(&config, "").unwrap().0, BackendKind::Slurm);
+    fn slurm_is_launched_on_from_its_login_host_and_from_elsewhere() {
+        for way in ["ssh: none", "login_host: h", "login_host: h, ssh: system"] {
+            let config = config(&format!("cluster: {{slurm: {{{way}, workspace_root: /w, cluster_subdir: c}}}}"));
+            assert_eq!(providers(&config)[0].disabled_reason, None, "{way}");
+            assert_eq!(choose(&config, "").unwrap().0, BackendKind::Slurm, "{way}");
+        }
     }
 
     #[test]

@@ -28,6 +28,11 @@ pub(crate) fn replace(dir: &Path, name: &str, fresh: &str, content: &[u8]) -> io
     sync_dir(dir)
 }
 
+/// Writes a private file anew. It may be lost in a crash.
+pub(crate) fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?.write_all(content)
+}
+
 /// Removes a file for good; one that is not there is fine.
 pub(crate) fn remove(dir: &Path, name: &str) -> io::Result<()> {
     match std::fs::remove_file(dir.join(name)) {

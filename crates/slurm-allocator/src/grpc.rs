@@ -16,12 +16,13 @@ use tonic::{Request, Response, Status};
 use crate::allocation::{AllocatedNode, Allocation, AllocationState, WorkerState};
 use crate::allocator::Allocator;
 use crate::board::{Update, Viewer};
-use crate::cluster::Clusters;
+use crate::cluster::{Clusters, Report};
 
 /// The service.
 pub(crate) struct Grpc {
     allocator: Allocator,
     followers: Followers,
+    clusters: Clusters,
     ctx: Context,
 }
 
@@ -30,7 +31,7 @@ type Followers = Arc<BTreeMap<String, String>>;
 
 impl Grpc {
     pub(crate) fn new(allocator: Allocator, clusters: &Clusters, ctx: &Context) -> Self {
-        Self { allocator, followers: Arc::new(clusters.followers()), ctx: ctx.clone() }
+        Self { allocator, followers: Arc::new(clusters.followers()), clusters: clusters.clone(), ctx: ctx.clone() }
     }
 }
 
@@ -94,8 +95,11 @@ impl AllocatorService for Grpc {
         &self,
         _request: Request<pb::ListProvidersRequest>,
     ) -> Result<Response<pb::ListProvidersResponse>, Status> {
-        let providers = self.allocator.providers().into_iter().map(provider).collect();
-        Ok(Response::new(pb::ListProvidersResponse { providers }))
+        let providers = self.allocator.providers().into_iter().map(|entry| {
+            let report = self.clusters.get(&entry.id).map(|cluster| cluster.report()).unwrap_or_default();
+            provider(entry, report)
+        });
+        Ok(Response::new(pb::ListProvidersResponse { providers: providers.collect() }))
     }
 }
 
@@ -167,7 +171,12 @@ fn node(node: &AllocatedNode) -> pb::AllocatedNode {
     }
 }
 
-fn provider(provider: ProviderConfig) -> pb::Provider {
+fn provider(provider: ProviderConfig, report: Report) -> pb::Provider {
+    let orphans = report.orphans.into_iter().map(|(job, swarm, state)| pb::Orphan {
+        job_id: job.to_string(),
+        swarm_id: swarm.to_string(),
+        backend_state: state,
+    });
     let fields = provider.launch_fields.into_iter().map(|field| pb::LaunchField {
         key: field.key,
         label: field.label,
@@ -186,5 +195,7 @@ fn provider(provider: ProviderConfig) -> pb::Provider {
         disabled: provider.disabled_reason.is_some(),
         disabled_reason: provider.disabled_reason.unwrap_or_default(),
         launch_fields: fields.collect(),
+        trouble: report.trouble,
+        orphans: orphans.collect(),
     }
 }

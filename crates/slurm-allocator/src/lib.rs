@@ -40,5 +40,5 @@ pub use backend::{Backend, Request};
 pub use board::{Board, Update};
 pub use catalogue::{BackendKind, providers};
 pub use run::SlurmAllocator;
-pub use slurm::Order;
-pub use spec::{Skill, Spec};
+pub use slurm::{Claim, Order, Rehearsal, TOOLS, WorkerEnd, ground, rehearse};
+pub use spec::{Bundle, Skill, Spec};

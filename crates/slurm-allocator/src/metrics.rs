@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use drover_service::SharedRegistry;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
 /// Handles of the allocator's metrics. Cheap to clone.
@@ -25,6 +26,36 @@ pub(crate) struct Metrics {
     pub(crate) slurm_calls: Counter,
     /// Jobs with our mark that belong to no swarm.
     pub(crate) slurm_orphans: Gauge,
+}
+
+/// What is counted of the ways to clusters, by cluster. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RelayMetrics {
+    /// Connections that were carried to a follower.
+    pub(crate) connections: Family<[(&'static str, String); 1], Counter>,
+    /// Connections that were answered with a reason, because there was nobody to carry them to.
+    pub(crate) refusals: Family<[(&'static str, String); 1], Counter>,
+    /// Connections that are being carried now.
+    pub(crate) open: Family<[(&'static str, String); 1], Gauge>,
+    /// Bytes, from the cluster to here.
+    pub(crate) bytes_in: Family<[(&'static str, String); 1], Counter>,
+    /// Bytes, from here to the cluster.
+    pub(crate) bytes_out: Family<[(&'static str, String); 1], Counter>,
+}
+
+impl RelayMetrics {
+    pub(crate) fn register(registry: &SharedRegistry) -> Self {
+        let metrics = Self::default();
+        let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = registry.sub_registry_with_prefix("allocator");
+        let mut add = |name: &str, help: &str, counter: &Family<_, Counter>| ours.register(name, help, counter.clone());
+        add("relay_connections", "Connections that were carried to a cluster's follower", &metrics.connections);
+        add("relay_refusals", "Connections that there was no follower for", &metrics.refusals);
+        add("relay_received_bytes", "Bytes carried from clusters", &metrics.bytes_in);
+        add("relay_sent_bytes", "Bytes carried to clusters", &metrics.bytes_out);
+        ours.register("relay_open", "Connections to clusters' followers that are being carried", metrics.open.clone());
+        metrics
+    }
 }
 
 impl Metrics {

@@ -40,9 +40,8 @@ impl Daemon for SlurmAllocator {
         // would say that it has ended.
         let clusters = Clusters::new(&ctx, &config);
         let allocator = assemble(&config, &clusters, &ctx).await?;
-        for cluster in clusters.all().into_iter().filter(|cluster| !cluster.settings().own_follower) {
-            serve_relay(&ctx, &cluster)?;
-        }
+        let far: Vec<_> = clusters.all().into_iter().filter(|cluster| !cluster.settings().own_follower).collect();
+        serve_relay(&ctx, &far)?;
         let service = AllocatorServiceServer::new(Grpc::new(allocator, &clusters, &ctx))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -66,11 +65,12 @@ async fn assemble(config: &Arc<Config>, clusters: &Clusters, ctx: &Context) -> a
     };
     let board = Board::default();
     let metrics = Metrics::register(&ctx.registry());
-    let membership = Membership::new(ctx, config, &mailbox);
+    let elsewhere = clusters.followers().into_keys().collect();
+    let membership = Membership::new(ctx, config, &mailbox, elsewhere);
     let local = Local::new(ctx, config, board.clone(), store.clone(), mailbox.clone(), metrics.clone(), &membership)
         .context("cannot use the state directory")?;
     let mut of = |kind| records.extract_if(.., |record| record.backend == kind).collect::<Vec<_>>();
-    let slurm = Slurm::new(ctx, config, clusters, &board, &store, &metrics, of(BackendKind::Slurm));
+    let slurm = Slurm::new(ctx, config, clusters, &board, &store, &metrics, &membership, of(BackendKind::Slurm));
     let hosts = StaticHosts::new(ctx, config, board.clone(), store, mailbox, metrics, &membership);
     local.restore(of(BackendKind::Local)).await?;
     hosts.restore(of(BackendKind::Static)).await?;

@@ -6,17 +6,27 @@ use std::time::Duration;
 use drover_config::{Backend, ProviderConfig};
 use drover_proto::common::LaunchSpec;
 use drover_types::{AgentKind, ErrorCode, Failure, UnknownName};
+use serde::{Deserialize, Serialize};
 
 use crate::slurm::Order;
 use crate::walltime;
 
 /// One file of a skills bundle.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skill {
     /// Relative path below `.agents/skills/`; never leaves it.
     pub path: String,
     /// The text.
     pub content: String,
+}
+
+/// What is laid into the working directory of every node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bundle {
+    /// `AGENTS.md`; may be empty.
+    pub agents_md: String,
+    /// The skills.
+    pub skills: Vec<Skill>,
 }
 
 /// What is to be started, the same for every backend.
@@ -28,10 +38,8 @@ pub struct Spec {
     pub agent: AgentKind,
     /// Settings of the worker that this launch overrides: `approval_policy`, `sandbox_mode`.
     pub settings: BTreeMap<String, String>,
-    /// AGENTS.md of the nodes; may be empty.
-    pub agents_md: String,
-    /// Skills of the nodes.
-    pub skills: Vec<Skill>,
+    /// What the nodes find in their directories.
+    pub bundle: Bundle,
     /// How long the allocation may last; no limit when absent.
     pub time_limit: Option<Duration>,
     /// What is asked of Slurm; only for a launch there.
@@ -93,8 +101,7 @@ impl Spec {
             node_count: asked.node_count,
             agent,
             settings: settings.collect(),
-            agents_md: asked.agents_md.clone(),
-            skills: skills.collect::<Result<_, Failure>>()?,
+            bundle: Bundle { agents_md: asked.agents_md.clone(), skills: skills.collect::<Result<_, Failure>>()? },
             time_limit,
         })
     }
@@ -113,7 +120,7 @@ fn agent_of(name: &str) -> Result<AgentKind, Failure> {
 }
 
 /// A path that stays below the directory it is put in, whatever it is joined to.
-fn check_path(path: &str) -> Result<(), &'static str> {
+pub(crate) fn check_path(path: &str) -> Result<(), &'static str> {
     if path.is_empty() {
         return Err("is empty");
     }
@@ -164,7 +171,7 @@ mod tests {
             assert_eq!(failure.code, ErrorCode::InvalidRequest, "{bad:?}");
         }
         let skills = vec![SkillFile { path: "fmt/SKILL.md".into(), content: "x".into() }];
-        assert_eq!(parse(&LaunchSpec { skills, ..asked() }).unwrap().skills.len(), 1);
+        assert_eq!(parse(&LaunchSpec { skills, ..asked() }).unwrap().bundle.skills.len(), 1);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::catalogue::BackendKind;
 use crate::core::SwarmRecord;
 use crate::files;
-use crate::slurm::SlurmRecord;
+use crate::slurm::{Begun, SlurmRecord};
 
 /// The format that is written.
 const VERSION: u32 = 1;
@@ -128,6 +128,18 @@ impl Store {
         files::remove(&self.dir, &name).map_err(|source| StoreError::Io { path: self.dir.join(&name), source })
     }
 
+    /// Notes when the last calls to a cluster were made. Not synced: a crash of the host takes longer than a minute.
+    pub(crate) fn keep_calls(&self, cluster: &str, begun: &[Begun]) -> io::Result<()> {
+        // Begins with a dot, like nothing that is a record.
+        files::write_new(&self.dir.join(format!(".calls-{cluster}")), &serde_json::to_vec(begun)?)
+    }
+
+    /// When the last calls to a cluster were made; nothing when nobody knows.
+    pub(crate) fn calls(&self, cluster: &str) -> Vec<Begun> {
+        let text = fs::read(self.dir.join(format!(".calls-{cluster}"))).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
     /// Reads every record.
     pub(crate) fn load(&self) -> Result<Vec<Record>, StoreError> {
         let io = |path: &Path| {
@@ -223,6 +235,9 @@ mod tests {
         store.save(&record("b")).unwrap();
         store.save(&record("a.json")).unwrap();
         fs::write(dir.path().join(".c.new"), b"{\"v\":1,").unwrap();
+        let begun = serde_json::from_str::<Vec<Begun>>(r#"[[1,"look"],[2,"other"]]"#).unwrap();
+        store.keep_calls("hpc", &begun).unwrap();
+        assert_eq!((store.calls("hpc"), store.calls("other")), (begun, vec![]));
         assert_eq!(store.load().unwrap(), [record("a.json"), record("b")]);
         store.remove(&"b".parse().unwrap()).unwrap();
         store.remove(&"b".parse().unwrap()).unwrap();

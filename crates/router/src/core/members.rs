@@ -184,8 +184,15 @@ impl Core {
         }
         if said.complete && !source.late {
             // Whoever is missing has been forgotten there. A leader of an earlier term may never have known it.
-            let missing =
-                |(id, facts): &(&String, &MemberFacts)| !named.contains(id.as_str()) && facts.ballot <= said.ballot;
+            // And one of another cluster knows nothing of those that share no file system with it.
+            let side = self.swarms.get(&source.key).map(|swarm| &swarm.facts.side);
+            let of_its_side = |facts: &MemberFacts| {
+                let own = self.place_of(&facts.word).and_then(|(key, _)| self.swarms.get(&key));
+                own.is_none_or(|own| Some(&own.facts.side) == side)
+            };
+            let missing = |(id, facts): &(&String, &MemberFacts)| {
+                !named.contains(id.as_str()) && facts.ballot <= said.ballot && of_its_side(facts)
+            };
             let gone: Vec<String> = self.book.members.iter().filter(missing).map(|(id, _)| id.clone()).collect();
             for id in gone {
                 self.forget_member(&id, source.happened, fx);

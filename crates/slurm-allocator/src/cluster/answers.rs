@@ -41,10 +41,24 @@ pub struct SiteReport {
     pub write_error: String,
     /// The codex that a worker there would run; none when there is none that can be used, or when nobody asked.
     pub codex: Option<String>,
+    /// There is one, whether or not it can be used.
+    #[serde(default)]
+    pub codex_found: bool,
     /// Why there is none.
     #[serde(default)]
     pub codex_error: String,
     /// What to do about it.
     #[serde(default)]
     pub codex_hint: String,
+}
+
+/// Codex in the shared file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CodexInstalled {
+    /// The program.
+    pub path: String,
+    /// Its version.
+    pub version: String,
+    /// It was not there before.
+    pub installed: bool,
 }

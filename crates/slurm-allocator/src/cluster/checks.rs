@@ -82,6 +82,8 @@ pub struct Wishes {
     pub codex: bool,
     /// Where codex is configured to be.
     pub codex_bin: Option<String>,
+    /// Install codex in this version where workers need it and have none.
+    pub install_codex: Option<String>,
     /// What counts as well.
     pub thresholds: Thresholds,
 }
@@ -248,7 +250,17 @@ impl Look<'_> {
             Err(failure) => return findings.push(Finding::of("cluster program", failure)),
         };
         let how = if placed.sent { format!("placed in {:.1?}", placed.took) } else { "in place".to_owned() };
-        findings.push(Finding::ok("cluster program", format!("{}, {how}, runs on {}", placed.path, report.host)));
+        findings.push(if report.version == drover_types::VERSION {
+            Finding::ok("cluster program", format!("{}, {how}, runs on {}", placed.path, report.host))
+        } else {
+            let (theirs, ours) = (&report.version, drover_types::VERSION);
+            let detail = format!("{}, {how}, is of version {theirs}, this one is {ours}", placed.path);
+            Finding::warning(
+                "cluster program",
+                detail,
+                "build the file that cluster.slurm.program names anew, from this version",
+            )
+        });
         let login = judge(&report, "login host", begun, now(), &self.wishes.thresholds);
         let writable = report.write_us.is_some();
         findings.extend(login);
@@ -271,6 +283,43 @@ impl Look<'_> {
 
     /// One short job: does a node see what the login host writes, what time is it there, is codex there?
     async fn compute(&self, program: &str, findings: &mut Vec<Finding>) {
+        let (report, begun, ended) = match self.look_from_a_node(program).await {
+            Ok(seen) => seen,
+            Err(finding) => return findings.push(finding),
+        };
+        findings.push(judge_sight(&self.settings.base, &report));
+        // Waiting for the node is part of the time between question and answer; what is off by less cannot be told.
+        findings.extend(judge(&report, "compute host", begun, ended, &self.wishes.thresholds));
+        if self.wishes.codex {
+            findings.push(judge_codex(&report));
+            self.install_codex(program, &report, findings).await;
+        }
+    }
+
+    /// Where codex is missing and wanted, it is installed, and looked for again.
+    async fn install_codex(&self, program: &str, report: &SiteReport, findings: &mut Vec<Finding>) {
+        const NAME: &str = "cluster codex";
+        let Some(version) = &self.wishes.install_codex else { return };
+        // One that is there and has no credentials is not mended by another one.
+        if report.codex_found || self.wishes.codex_bin.is_some() {
+            return;
+        }
+        findings.pop();
+        match super::codex::provide(&*self.remote, self.settings, program, version).await {
+            Ok(installed) => {
+                let how = if installed.installed { "installed" } else { "was installed" };
+                let detail = format!("codex {} {how} at {}", installed.version, installed.path);
+                findings.push(Finding::ok(NAME, detail));
+                if let Ok((report, ..)) = self.look_from_a_node(program).await {
+                    findings.push(judge_codex(&report));
+                }
+            }
+            Err(failure) => findings.push(Finding { minor: true, ..Finding::of(NAME, failure) }),
+        }
+    }
+
+    /// What a compute host is like, and between which moments it was looked at.
+    async fn look_from_a_node(&self, program: &str) -> Result<(SiteReport, Duration, Duration), Finding> {
         const NAME: &str = "shared directory";
         let mark = format!(".drover-seen-{:016x}", now().as_nanos() as u64);
         let path = format!("{}/{mark}", self.settings.base);
@@ -281,7 +330,7 @@ impl Look<'_> {
             Err(error) => Err(error),
         };
         if let Err(error) = written {
-            return findings.push(Finding::of(NAME, self.settings.of_ssh(&error)));
+            return Err(Finding::of(NAME, self.settings.of_ssh(&error)));
         }
         let mut job = Command::new("srun").args(["--quiet", "--nodes=1", "--ntasks=1", "--time=00:02:00", IMMEDIATE]);
         if let Some(partition) = &self.wishes.partition {
@@ -300,21 +349,13 @@ impl Look<'_> {
         let _ = self.ask(Command::new("rm").args(["-f", "--", &path])).await;
         let output = match ran {
             Ok(output) => output,
-            Err(error) => return findings.push(Finding::of(NAME, self.settings.of_ssh(&error))),
+            Err(error) => return Err(Finding::of(NAME, self.settings.of_ssh(&error))),
         };
         if !output.success() {
-            return findings.push(of_failed_job(&self.settings.base, &output));
+            return Err(of_failed_job(&self.settings.base, &output));
         }
-        let report = match self.report(&output.stdout) {
-            Ok(report) => report,
-            Err(failure) => return findings.push(Finding::of(NAME, failure)),
-        };
-        findings.push(judge_sight(&self.settings.base, &report));
-        // Waiting for the node is part of the time between question and answer; what is off by less cannot be told.
-        findings.extend(judge(&report, "compute host", begun, ended, &self.wishes.thresholds));
-        if self.wishes.codex {
-            findings.push(judge_codex(&report));
-        }
+        let report = self.report(&output.stdout).map_err(|failure| Finding::of(NAME, failure))?;
+        Ok((report, begun, ended))
     }
 }
 
@@ -467,6 +508,7 @@ mod tests {
             write_us: Some(2_000),
             write_error: String::new(),
             codex: Some("/opt/codex".to_owned()),
+            codex_found: true,
             codex_error: String::new(),
             codex_hint: String::new(),
         }

@@ -15,9 +15,16 @@ impl ClusterSettings {
     /// What the connection said.
     pub(crate) fn of_ssh(&self, error: &SshError) -> Failure {
         match error {
+            // A person has to do something first: no launch is to wait for it.
             SshError::Refused { host, why, hint } => {
-                Failure::new(ErrorCode::BackendUnavailable, format!("no connection to {host}: {why}"))
+                Failure::new(ErrorCode::ProviderUnavailable, format!("no connection to {host}: {why}"))
                     .hint(hint.clone())
+            }
+            SshError::Settings { .. } | SshError::Shell { .. } | SshError::Invalid { .. } => {
+                Failure { code: ErrorCode::ProviderUnavailable, ..self.unavailable(error.to_string()) }
+            }
+            SshError::Upload { .. } => {
+                Failure { code: ErrorCode::StoreUnavailable, ..self.unavailable(error.to_string()) }
             }
             error => self.unavailable(error.to_string()),
         }

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use drover_ssh::{Command, Exit, Remote, RemotePath, Source, Upload};
-use drover_types::Failure;
+use drover_ssh::{Command, Exit, Output, Remote, RemotePath, Source, Upload};
+use drover_types::{ErrorCode, Failure};
 
 use super::{ClusterSettings, FollowerFound};
 
@@ -100,19 +100,35 @@ pub(super) async fn follower(
 pub(super) async fn run(remote: &dyn Remote, settings: &ClusterSettings, command: Command) -> Result<Vec<u8>, Failure> {
     let name = command.name();
     let output = remote.run(command).await.map_err(|error| settings.of_ssh(&error))?;
+    judge(settings, &name, &output, ErrorCode::BackendUnavailable)
+}
+
+/// What a run of our program there came to. `told_as` is the code of what it complains about itself.
+pub(super) fn judge(
+    settings: &ClusterSettings,
+    name: &str,
+    output: &Output,
+    told_as: ErrorCode,
+) -> Result<Vec<u8>, Failure> {
     if output.success() {
-        return Ok(output.stdout.into());
+        return Ok(output.stdout.to_vec());
     }
     let said = output.complaint();
     if let Some(failure) = told(settings, &said) {
-        return Err(failure);
+        return Err(Failure { code: told_as, ..failure });
+    }
+    if output.exit == Exit::Code(64) && said.contains("unrecognized subcommand") {
+        let message = format!("{name} on {} is a drover of an earlier version than this one", settings.name);
+        let failure = Failure::new(ErrorCode::ProviderUnavailable, message);
+        return Err(failure.hint("build the file that cluster.slurm.program names anew, from this version"));
     }
     // A loader that is too old, a processor of another kind, a file system without the right to execute.
     let foreign = matches!(output.exit, Exit::Code(126 | 127))
         || ["GLIBC_", "Exec format error", "cannot execute", "ermission denied"].iter().any(|sign| said.contains(sign));
     let failure = settings.unavailable(format!("{name} on {} ended with {}: {said}", settings.name, output.exit));
     Err(if foreign {
-        failure.hint(
+        // Trying again changes nothing.
+        Failure { code: ErrorCode::ProviderUnavailable, ..failure }.hint(
             "the program does not run there: name a static build for that machine with cluster.slurm.program (`cargo xtask \
              dist` makes one), and check that the directory is not mounted noexec",
         )

@@ -17,17 +17,16 @@
 
 mod answers;
 mod checks;
+mod codex;
 mod failure;
 mod install;
 mod relay;
 mod settings;
 mod shared;
 
-pub use drover_ssh::Terminal;
-
-pub use answers::{FollowerFound, SiteReport};
+pub use answers::{CodexInstalled, FollowerFound, SiteReport};
 pub use checks::{Finding, Thresholds, Wishes, check};
 pub use install::{Placed, Program};
 pub use relay::serve as serve_relay;
 pub use settings::{ClusterSettings, Clusters, Way};
-pub use shared::{Cluster, Ready, Stage};
+pub use shared::{Cluster, Ready, Report, Stage};

@@ -3,8 +3,11 @@
 //! The router finds it in the address book like any daemon and need not know that the other end is elsewhere. What cannot be
 //! carried is not just closed: the caller is answered in its own protocol with the reason, so that `drover why` can say it.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,13 +20,16 @@ use drover_service::Context;
 use drover_types::Failure;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use tokio::io::copy_bidirectional;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
 use super::Cluster;
+use crate::metrics::RelayMetrics;
 
 /// How long a caller waits for the cluster to be ready before it is told what it waits for. A little less than callers have
 /// patience for; the work goes on meanwhile.
@@ -31,23 +37,28 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// How long a caller that is told why may take to listen.
 const TELLING: Duration = Duration::from_secs(10);
 
-/// Listens for callers of a cluster's follower until the daemon ends. Returns where.
-pub fn serve(ctx: &Context, cluster: &Cluster) -> anyhow::Result<SocketAddr> {
+/// Listens for callers of the clusters' followers until the daemon ends. Returns where, for each.
+pub fn serve(ctx: &Context, clusters: &[Cluster]) -> anyhow::Result<Vec<SocketAddr>> {
+    let metrics = RelayMetrics::register(&ctx.registry());
+    clusters.iter().map(|cluster| serve_one(ctx, cluster, &metrics)).collect()
+}
+
+fn serve_one(ctx: &Context, cluster: &Cluster, metrics: &RelayMetrics) -> anyhow::Result<SocketAddr> {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let listener = ctx.bind("the way to a cluster's follower", None, any)?;
     let addr = listener.local_addr();
     let name = cluster.settings().follower_name();
     ctx.publish_stand_in(&name, addr).context("failed to write the address book")?;
     debug!(%name, %addr, "listening for callers of a cluster's follower");
-    let (cluster, accepting) = (cluster.clone(), ctx.clone());
+    let (cluster, accepting, metrics) = (cluster.clone(), ctx.clone(), metrics.clone());
     ctx.spawn("cluster relay", async move {
         let stopping = accepting.shutdown().clone();
         while let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((stream, _)) => {
-                    let (cluster, stopping) = (cluster.clone(), stopping.clone());
+                    let (cluster, stopping, metrics) = (cluster.clone(), stopping.clone(), metrics.clone());
                     accepting.spawn("relayed connection", async move {
-                        stopping.run_until_cancelled(carry(&cluster, stream)).await;
+                        stopping.run_until_cancelled(carry(&cluster, stream, &metrics)).await;
                     });
                 }
                 Err(error) => {
@@ -61,18 +72,86 @@ pub fn serve(ctx: &Context, cluster: &Cluster) -> anyhow::Result<SocketAddr> {
 }
 
 /// Carries one connection to its end.
-async fn carry(cluster: &Cluster, mut stream: TcpStream) {
-    let reached = tokio::time::timeout(PATIENCE, cluster.reach()).await;
-    let (mut pipe, ready) = match reached {
-        Ok(Ok(reached)) => reached,
-        Ok(Err(failure)) => return refuse(stream, failure).await,
-        Err(_) => return refuse(stream, cluster.not_yet()).await,
+async fn carry(cluster: &Cluster, mut stream: TcpStream, metrics: &RelayMetrics) {
+    let label = [("cluster", cluster.settings().name.clone())];
+    let reached = match tokio::time::timeout(PATIENCE, cluster.reach()).await {
+        Ok(reached) => reached,
+        Err(_) => Err(cluster.not_yet()),
     };
-    let carried = copy_bidirectional(&mut stream, &mut pipe).await;
+    let (mut pipe, ready) = match reached {
+        Ok(reached) => reached,
+        Err(failure) => {
+            metrics.refusals.get_or_create(&label).inc();
+            return refuse(stream, failure).await;
+        }
+    };
+    metrics.connections.get_or_create(&label).inc();
+    let open = Open::begin(metrics.open.get_or_create(&label).clone());
+    let mut counted = Counted {
+        inner: &mut pipe,
+        read: metrics.bytes_in.get_or_create(&label).clone(),
+        written: metrics.bytes_out.get_or_create(&label).clone(),
+    };
+    let carried = copy_bidirectional(&mut stream, &mut counted).await;
+    drop(open);
     // Nothing at all came back, or the connection broke: perhaps the follower is not there any more.
     if !matches!(carried, Ok((_, back)) if back > 0) {
         debug!(cluster = cluster.settings().name, ?carried, ended = ?pipe.watch().so_far(), "relayed connection ended");
         cluster.forget(&ready);
+    }
+}
+
+/// Counts a connection for as long as it is there, also when its task is cancelled.
+struct Open(Gauge);
+
+impl Open {
+    fn begin(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Counts the bytes that pass.
+struct Counted<'a, T> {
+    inner: &'a mut T,
+    read: Counter,
+    written: Counter,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Counted<'_, T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut *self.inner).poll_read(cx, buffer);
+        self.read.inc_by((buffer.filled().len() - before) as u64);
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<'_, T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut *self.inner).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(written)) = polled {
+            self.written.inc_by(written as u64);
+        }
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.inner).poll_shutdown(cx)
     }
 }
 

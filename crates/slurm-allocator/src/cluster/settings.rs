@@ -1,14 +1,15 @@
 //! Which clusters the configuration speaks of, and how each is reached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use drover_config::{Backend, Config, ProviderConfig, SshWay};
 use drover_service::Context;
-use drover_ssh::{Local, Remote, RemotePath, Russh, Settings, SshError, System};
+use drover_ssh::{Local, Remote, RemotePath, Russh, Settings, SshError, System, Terminal};
 use drover_types::{ErrorCode, Failure};
 use serde_json::json;
 
@@ -93,7 +94,8 @@ impl ClusterSettings {
         };
         let program = match &provider.program {
             Some(path) => path.clone(),
-            None => own_program().map_err(|why| wrong(why, "name the file with cluster.slurm.program"))?,
+            None => drover_service::programs::whole()
+                .map_err(|why| wrong(why, "name the file with cluster.slurm.program"))?,
         };
         // Whatever the state directory is: both are below it, or neither.
         let state = Path::new("/");
@@ -101,11 +103,25 @@ impl ClusterSettings {
         Ok(Self { name: name.clone(), way, base, program, follower: follower_settings(config), own_follower })
     }
 
+    /// A person who sits at a terminal can say yes to a host that is not known yet; daemons ask nobody.
+    pub fn ask_on_a_terminal(&mut self) {
+        if let Way::Builtin(settings) | Way::System(settings) = &mut self.way
+            && std::io::stdin().is_terminal()
+            && !settings.prompt.interactive()
+        {
+            settings.prompt = Arc::new(Terminal);
+        }
+    }
+
     /// Name of its follower in the address book.
     pub fn follower_name(&self) -> String {
-        // It becomes the name of a file.
+        format!("outbox-follower@{}", self.file_name())
+    }
+
+    /// Its name as part of the name of a file.
+    pub(crate) fn file_name(&self) -> String {
         let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
-        format!("outbox-follower@{}", self.name.chars().map(plain).collect::<String>())
+        self.name.chars().map(plain).collect()
     }
 
     /// Where the mailbox of its swarms is.
@@ -114,7 +130,7 @@ impl ClusterSettings {
     }
 
     /// Begins to connect. `bridge` stands in where the host forbids forwarding. Must be called within a tokio runtime.
-    pub(super) fn connect(&self, bridge: &str) -> Result<Arc<dyn Remote>, SshError> {
+    pub(crate) fn connect(&self, bridge: &str) -> Result<Arc<dyn Remote>, SshError> {
         let with_bridge = |settings: &Settings| Settings {
             bridge: settings.bridge.clone().or_else(|| Some(vec![bridge.into(), "connect".into()])),
             ..settings.clone()
@@ -129,18 +145,6 @@ impl ClusterSettings {
             Way::Here => Arc::new(Local::new()),
         })
     }
-}
-
-/// The file that holds every daemon, if that is what runs.
-fn own_program() -> Result<PathBuf, String> {
-    let program = drover_service::programs::find("outbox-follower")?;
-    if program.args.is_empty() {
-        return Err(format!(
-            "{} is one daemon alone; on a cluster the `drover` that holds all of them is placed",
-            program.path.display()
-        ));
-    }
-    Ok(program.path)
 }
 
 fn follower_settings(config: &Config) -> String {
@@ -195,6 +199,17 @@ impl Clusters {
             .filter(|(_, settings)| !settings.own_follower)
             .map(|(id, settings)| (id.clone(), settings.follower_name()));
         named.collect()
+    }
+
+    /// The entries of the catalogue that launch on this cluster, when it has a mailbox that is not this host's.
+    pub(crate) fn providers_of(&self, cluster: &Cluster) -> BTreeSet<String> {
+        let settings = cluster.settings();
+        if settings.own_follower {
+            return BTreeSet::new();
+        }
+        let on_it =
+            |other: &Result<Cluster, Failure>| other.as_ref().is_ok_and(|other| other.settings().name == settings.name);
+        self.by_provider.iter().filter(|(_, other)| on_it(other)).map(|(id, _)| id.clone()).collect()
     }
 
     /// Each cluster once.

@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use drover_service::Context;
-use drover_ssh::{Pipe, Remote, SshError};
-use drover_types::{ErrorCode, Failure};
+use drover_ssh::{Command, Exit, Pipe, Remote, SshError};
+use drover_types::{ErrorCode, Failure, SwarmId};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tracing::{info, warn};
 
 use super::install::{self, Placed, Program};
@@ -37,6 +37,15 @@ pub struct Ready {
     pub follower: FollowerFound,
 }
 
+/// What is known of a cluster's jobs beside those of our swarms.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Why nobody knows how its jobs fare; empty when it answers.
+    pub trouble: String,
+    /// Jobs with our mark that belong to no swarm of this instance: id, swarm, state.
+    pub orphans: Vec<(u64, SwarmId, String)>,
+}
+
 type Outcome = Result<Ready, Failure>;
 type Preparation = Shared<BoxFuture<'static, Outcome>>;
 
@@ -51,6 +60,9 @@ struct Inner {
     settings: ClusterSettings,
     state: Mutex<State>,
     stage: watch::Sender<Stage>,
+    report: watch::Sender<Report>,
+    /// Somebody wants to know how it stands there.
+    asked: Notify,
 }
 
 #[derive(Default)]
@@ -73,7 +85,8 @@ impl Cluster {
     /// A cluster that nothing is known of yet.
     pub fn new(ctx: &Context, settings: ClusterSettings) -> Self {
         let stage = watch::Sender::new(Stage::Idle);
-        Self { inner: Arc::new(Inner { ctx: ctx.clone(), settings, state: Mutex::default(), stage }) }
+        let (report, asked) = (watch::Sender::default(), Notify::new());
+        Self { inner: Arc::new(Inner { ctx: ctx.clone(), settings, state: Mutex::default(), stage, report, asked }) }
     }
 
     /// What it was made of.
@@ -84,6 +97,27 @@ impl Cluster {
     /// How far it has come, now and from now on.
     pub fn stage(&self) -> watch::Receiver<Stage> {
         self.inner.stage.subscribe()
+    }
+
+    /// What was last seen there. Where the cluster is in use, that is looked at anew soon.
+    pub fn report(&self) -> Report {
+        if matches!(*self.inner.stage.borrow(), Stage::Ready(_)) || self.inner.settings.own_follower {
+            self.inner.asked.notify_one();
+        }
+        self.inner.report.borrow().clone()
+    }
+
+    pub(crate) fn put_report(&self, report: Report) {
+        self.inner.report.send_if_modified(|known| {
+            let news = *known != report;
+            *known = report;
+            news
+        });
+    }
+
+    /// Waits until somebody wants to know how it stands there.
+    pub(crate) async fn asked(&self) {
+        self.inner.asked.notified().await;
     }
 
     /// The connection to its login host: one for everybody, made when it is first asked for.
@@ -205,15 +239,37 @@ impl Cluster {
     }
 
     /// What somebody who has waited long enough is told.
-    pub(super) fn not_yet(&self) -> Failure {
+    pub(crate) fn not_yet(&self) -> Failure {
         let name = &self.settings().name;
         let state = self.state().remote.as_ref().map(|remote| remote.state().borrow().clone());
         match state {
             Some(drover_ssh::State::Connecting { why: Some(why), attempt }) => self
                 .settings()
                 .unavailable(format!("no connection to {name} after {attempt} attempts: {why}; it is tried again")),
+            Some(drover_ssh::State::Up { .. }) => {
+                let doing = match &*self.inner.stage.borrow() {
+                    Stage::Starting => "its follower is being started",
+                    _ => "the program is being uploaded",
+                };
+                self.settings().unavailable(format!("{name} is reached; {doing}"))
+            }
             _ => self.settings().unavailable(format!("{name} is still being connected to and prepared")),
         }
+    }
+
+    /// Runs our program on the login host, and returns what it printed. One that was taken away there is placed again. What it does
+    /// must be safe to repeat.
+    pub(crate) async fn run_program(&self, command: impl Fn(&str) -> Command) -> Result<Vec<u8>, Failure> {
+        let remote = self.remote().await?;
+        let ready = self.ready().await?;
+        let output = remote.run(command(&ready.program.path)).await.map_err(|error| self.settings().of_ssh(&error))?;
+        if output.exit != Exit::Code(127) {
+            // What it says it cannot do it could not do the next time either.
+            return install::judge(self.settings(), &ready.program.path, &output, ErrorCode::StoreUnavailable);
+        }
+        self.forget(&ready);
+        let ready = self.ready().await?;
+        install::run(&*remote, self.settings(), command(&ready.program.path)).await
     }
 
     /// Connects to its follower, which is found or started anew when it is not where it was.

@@ -14,6 +14,7 @@ use drover_mailbox::Mailbox;
 use drover_types::{AgentKind, Generation, JobId, NodeIndex, SwarmId};
 
 use super::process::is_program;
+use crate::board::Board;
 use crate::files::make_dir;
 use crate::membership::Membership;
 
@@ -87,10 +88,10 @@ impl Launcher {
         self
     }
 
-    /// A swarm of so many nodes is about to start; another one lives, or none.
-    pub(super) fn before_launch(&self, swarm: &SwarmId, nodes: u32, others_live: bool) {
+    /// A swarm of so many nodes is about to start.
+    pub(super) fn before_launch(&self, swarm: &SwarmId, nodes: u32, board: &Board) {
         if let Some(membership) = &self.membership {
-            membership.before_launch(swarm, nodes, others_live);
+            membership.before_launch(swarm, nodes, membership.others_live(board, swarm));
         }
     }
 

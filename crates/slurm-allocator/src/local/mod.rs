@@ -227,10 +227,9 @@ impl Backend for Local {
         let shared = Arc::clone(&self.shared);
         let prepared = {
             let swarm = swarm.clone();
-            let others_live = shared.board.living().iter().any(|(other, _)| *other != swarm);
             tokio::task::spawn_blocking(move || {
                 prepare::prepare_nodes(&shared.launcher, &swarm, &spec)?;
-                shared.launcher.before_launch(&swarm, count, others_live);
+                shared.launcher.before_launch(&swarm, count, &shared.board);
                 Ok(())
             })
             .await

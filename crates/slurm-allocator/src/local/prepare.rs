@@ -10,7 +10,7 @@ use drover_types::{NodeIndex, SwarmId};
 
 use super::launcher::Launcher;
 use crate::files::make_dir;
-use crate::spec::Spec;
+use crate::spec::{Bundle, Spec};
 
 /// Makes the working directory, the mailbox and the bundle of every node. The bundle is synced, since nobody could write it
 /// once more after a crash; the directories are made again where they are missed.
@@ -18,34 +18,34 @@ pub(super) fn prepare_nodes(launcher: &Launcher, swarm: &SwarmId, spec: &Spec) -
     for node in (0..spec.node_count).map(NodeIndex) {
         make_dir(&launcher.node_dir(swarm, node))?;
     }
-    prepare_mailbox(launcher.mailbox(), swarm, spec)
+    prepare_mailbox(launcher.mailbox(), swarm, spec.node_count, &spec.bundle)
 }
 
 /// Makes the mailbox and the bundle of every node. An inbox is there before its worker, so that a prompt can be delivered
 /// to a node that is still starting.
-pub(crate) fn prepare_mailbox(mailbox: &Mailbox, swarm: &SwarmId, spec: &Spec) -> io::Result<()> {
-    for node in (0..spec.node_count).map(NodeIndex) {
+pub(crate) fn prepare_mailbox(mailbox: &Mailbox, swarm: &SwarmId, nodes: u32, bundle: &Bundle) -> io::Result<()> {
+    for node in (0..nodes).map(NodeIndex) {
         let dir = mailbox.node_dir(swarm, node);
         for part in ["outbox", "journal"] {
             make_dir(&dir.join(part))?;
         }
         make_dir(&mailbox.inbox_dir(swarm, node))?;
-        write_bundle(&mailbox.bundle_dir(swarm, node), spec)?;
+        write_bundle(&mailbox.bundle_dir(swarm, node), bundle)?;
     }
     Ok(())
 }
 
 /// The bundle has the shape of the working directory that it is copied over: `AGENTS.md` and `.agents/skills/…`.
-fn write_bundle(dir: &Path, spec: &Spec) -> io::Result<()> {
+fn write_bundle(dir: &Path, bundle: &Bundle) -> io::Result<()> {
     // What an earlier, interrupted launch of the same swarm left must not mix with this one.
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => make_dir(dir)?,
     }
-    if !spec.agents_md.is_empty() {
-        write_file(&dir.join("AGENTS.md"), &spec.agents_md)?;
+    if !bundle.agents_md.is_empty() {
+        write_file(&dir.join("AGENTS.md"), &bundle.agents_md)?;
     }
-    for skill in &spec.skills {
+    for skill in &bundle.skills {
         let path = dir.join(".agents/skills").join(&skill.path);
         if let Some(parent) = path.parent() {
             make_dir(parent)?;
@@ -75,7 +75,6 @@ fn sync_dirs(dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::spec::Skill;
-    use std::collections::BTreeMap;
     use std::fs;
     use std::os::unix::fs::MetadataExt as _;
 
@@ -85,18 +84,10 @@ mod tests {
         let mailbox = Mailbox::new(dir.path().join("mailbox"));
         let swarm: SwarmId = "s".parse().unwrap();
         let skill = |path: &str| Skill { path: path.into(), content: "how".into() };
-        let mut spec = Spec {
-            node_count: 2,
-            agent: drover_types::AgentKind::Echo,
-            settings: BTreeMap::new(),
-            agents_md: "rules".into(),
-            skills: vec![skill("old/SKILL.md")],
-            time_limit: None,
-            slurm: None,
-        };
-        prepare_mailbox(&mailbox, &swarm, &spec).unwrap();
-        spec.skills = vec![skill("fmt/SKILL.md"), skill("fmt/deep/x.txt")];
-        prepare_mailbox(&mailbox, &swarm, &spec).unwrap();
+        let mut bundle = Bundle { agents_md: "rules".into(), skills: vec![skill("old/SKILL.md")] };
+        prepare_mailbox(&mailbox, &swarm, 2, &bundle).unwrap();
+        bundle.skills = vec![skill("fmt/SKILL.md"), skill("fmt/deep/x.txt")];
+        prepare_mailbox(&mailbox, &swarm, 2, &bundle).unwrap();
         for node in [NodeIndex(0), NodeIndex(1)] {
             let bundle = mailbox.bundle_dir(&swarm, node);
             assert_eq!(fs::read_to_string(bundle.join("AGENTS.md")).unwrap(), "rules");

@@ -154,6 +154,14 @@ pub(super) async fn preflight(remote: &dyn Remote, plan: &Plan) -> Result<String
     let command = slurm("sinfo").args(["--noheader", "--format", partitions::FORMAT]);
     let output = match remote.run(command).await {
         Ok(output) => output,
+        Err(SshError::Refused { host, why, hint }) => {
+            let message = format!("no connection to {host}: {why}");
+            return Err(Failure::new(ErrorCode::ProviderUnavailable, message).hint(hint));
+        }
+        Err(error @ (SshError::Settings { .. } | SshError::Shell { .. } | SshError::Invalid { .. })) => {
+            return Err(Failure::new(ErrorCode::ProviderUnavailable, error.to_string())
+                .hint("correct login_host or ~/.ssh/config; `drover doctor` looks at it more closely"));
+        }
         Err(error) if error.outcome() == Outcome::NotStarted => {
             return Err(Failure::new(ErrorCode::BackendUnavailable, error.to_string()).hint("repeat the launch"));
         }

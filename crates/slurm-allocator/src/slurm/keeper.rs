@@ -13,14 +13,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::access::Access;
 use super::calls;
 use super::core::{Call, CallId, Core, Input, Micros, Step, View};
-use super::ground::Ground;
+use super::ground::{Answer as Told, Ground, Request};
 use super::tag::Tag;
 use crate::allocation::{AllocatedNode, Allocation, AllocationState, LaunchProgress};
 use crate::board::Board;
 use crate::catalogue::BackendKind;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Report};
+use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::store::{Record, Store, StoreError};
 
@@ -28,9 +30,14 @@ use crate::store::{Record, Store, StoreError};
 pub(super) const QUEUE: usize = 256;
 /// Pause before a record that could not be written is tried again.
 const STORE_AGAIN: Duration = Duration::from_secs(2);
-/// How often the mailbox is looked at for workers that are expected, and otherwise.
+/// How often the mailbox is looked at for workers that are expected, at first.
 const EXPECTED: Duration = Duration::from_millis(500);
-const NOT_EXPECTED: Duration = Duration::from_secs(10);
+/// And for workers that do not come for long, or may be replaced. A look costs a few operations for each node, and few of them a
+/// second are to be felt.
+const SELDOM: Duration = Duration::from_secs(10);
+const SELDOM_PER_NODE: Duration = Duration::from_millis(150);
+/// Pause before what a swarm left on a cluster that cannot be reached is tried to be taken away again.
+const FORGET_AGAIN: Duration = Duration::from_mins(5);
 
 /// What reaches the task.
 pub(super) enum Command {
@@ -40,6 +47,8 @@ pub(super) enum Command {
     Release { swarm: SwarmId, force: bool, answer: oneshot::Sender<Result<(), Failure>> },
     /// Something happened.
     Input(Input),
+    /// What a look at the mailbox came to.
+    Looked { claims: Vec<(SwarmId, Vec<super::core::Claim>)> },
     /// May another call be made now?
     Room { answer: oneshot::Sender<bool> },
 }
@@ -48,7 +57,8 @@ pub(super) enum Command {
 pub(super) struct Tools {
     pub(super) ctx: Context,
     pub(super) cluster: Cluster,
-    pub(super) ground: Ground,
+    pub(super) access: Access,
+    pub(super) membership: Arc<Membership>,
     pub(super) board: Board,
     pub(super) store: Store,
     pub(super) metrics: Metrics,
@@ -63,6 +73,11 @@ pub(super) struct Keeper {
     unsaved: BTreeSet<SwarmId>,
     store_again: Option<Instant>,
     look_at: Instant,
+    /// Somebody looks at the mailbox.
+    looking: bool,
+    /// Swarms whose workers are expected, and whether their jobs run; since when it is these.
+    expected: BTreeMap<SwarmId, bool>,
+    expected_since: Instant,
     /// Orphans that were told of.
     told: BTreeSet<u64>,
     /// The controller was said to be away.
@@ -106,6 +121,9 @@ impl Keeper {
             unsaved: BTreeSet::new(),
             store_again: None,
             look_at: clock.started,
+            looking: false,
+            expected: BTreeMap::new(),
+            expected_since: clock.started,
             told: BTreeSet::new(),
             said_down: false,
             commands,
@@ -113,8 +131,10 @@ impl Keeper {
         }
     }
 
-    /// Takes up the swarms of an earlier allocator, and puts them on the board.
+    /// Takes up the swarms of an earlier allocator and what it used of this minute's calls, and puts the swarms on the board.
     pub(super) fn restore(&mut self, records: Vec<Record>) {
+        let begun = self.tools.store.calls(&self.tools.cluster.settings().file_name());
+        self.core.restore_budget(self.clock.now(), &begun);
         for record in records {
             let Some(part) = &record.slurm else { continue };
             info!(swarm_id = %record.swarm_id, job_id = ?part.job.job_id(), "taking up a swarm again");
@@ -130,7 +150,9 @@ impl Keeper {
         loop {
             self.settle().await;
             let wake = self.core.next_deadline().map(|at| self.clock.instant(at));
-            let look = self.records.values().any(|record| self.is_watched(record)).then_some(self.look_at);
+            self.expect();
+            let watched = !self.looking && self.records.values().any(|record| self.is_watched(record));
+            let look = watched.then_some(self.look_at);
             let wake = [wake, look, self.store_again].into_iter().flatten().min();
             let timer = async {
                 match wake {
@@ -144,13 +166,14 @@ impl Keeper {
                     Some(command) => Some(command),
                     None => return,
                 },
+                () = self.tools.cluster.asked() => Some(Command::Input(Input::Look)),
                 () = timer => None,
             };
             if let Some(command) = command {
                 self.take(command).await;
             }
-            if self.look_at <= Instant::now() {
-                self.look_at_mailbox().await;
+            if !self.looking && self.look_at <= Instant::now() {
+                self.look_at_mailbox();
             }
         }
     }
@@ -159,8 +182,15 @@ impl Keeper {
         let now = self.clock.now();
         match command {
             Command::Input(input) => self.core.apply(now, input),
+            Command::Looked { claims } => {
+                self.looking = false;
+                for (swarm, claims) in claims {
+                    self.core.apply(now, Input::Claims { swarm, claims });
+                }
+            }
             Command::Room { answer } => {
                 let _ = answer.send(self.core.take_call(now));
+                self.keep_budget().await;
             }
             Command::Launch { record, answer } => {
                 let swarm = record.swarm_id.clone();
@@ -234,7 +264,10 @@ impl Keeper {
             self.answer(&swarm, outcome).await;
         }
         for swarm in step.forget {
-            self.forget(&swarm).await;
+            self.forget(&swarm);
+        }
+        if !step.calls.is_empty() {
+            self.keep_budget().await;
         }
         let mut done = true;
         for (id, call) in step.calls {
@@ -248,6 +281,16 @@ impl Keeper {
             }
         }
         done
+    }
+
+    /// Notes the calls of this minute, so that an allocator that is restarted again and again makes no more of them.
+    async fn keep_budget(&self) {
+        let (tools, begun) = (Arc::clone(&self.tools), self.core.calls_begun());
+        let kept =
+            tokio::task::spawn_blocking(move || tools.store.keep_calls(&tools.cluster.settings().file_name(), &begun));
+        if let Ok(Err(error)) = kept.await {
+            debug!(%error, "the calls of this minute cannot be noted");
+        }
     }
 
     fn make(&self, id: CallId, call: Call) {
@@ -281,7 +324,8 @@ impl Keeper {
         // The asker hears of it, so nobody has to find it in the list.
         if outcome.is_err() {
             self.core.discard(swarm);
-            self.forget(swarm).await;
+            let record = self.drop_record(swarm);
+            remove(&self.tools, swarm, record).await;
         }
         for answer in waiting {
             let _ = answer.send(outcome.clone());
@@ -306,25 +350,35 @@ impl Keeper {
         self.store_again = Some(Instant::now() + STORE_AGAIN);
     }
 
-    async fn forget(&mut self, swarm: &SwarmId) {
-        self.records.remove(swarm);
+    fn drop_record(&mut self, swarm: &SwarmId) -> Option<Record> {
+        let record = self.records.remove(swarm);
         self.unsaved.remove(swarm);
         self.tools.board.forget(swarm);
+        record
+    }
+
+    /// A swarm has been over for long. Its record stays on disk until the cluster has nothing of it any more, so that a later
+    /// allocator goes on with that.
+    fn forget(&mut self, swarm: &SwarmId) {
+        let record = self.drop_record(swarm);
         let (tools, swarm) = (Arc::clone(&self.tools), swarm.clone());
-        let removed = tokio::task::spawn_blocking(move || {
-            if let Err(error) = tools.ground.forget(&swarm) {
-                debug!(swarm_id = %swarm, %error, "what a swarm left cannot be removed");
+        self.tools.ctx.spawn("forget a swarm", async move {
+            let shutdown = tools.ctx.shutdown().clone();
+            let clean = async {
+                while let Err(failure) = tools.access.ask(Request::Forget { swarm: swarm.clone() }).await {
+                    debug!(swarm_id = %swarm, %failure, "what a swarm left cannot be removed yet");
+                    tokio::time::sleep(FORGET_AGAIN).await;
+                }
+            };
+            if shutdown.run_until_cancelled(clean).await.is_some() {
+                remove(&tools, &swarm, record).await;
             }
-            tools.store.remove(&swarm)
         });
-        if let Ok(Err(error)) = removed.await {
-            warn!(error = error.failure().message, "a record cannot be removed");
-        }
     }
 
     fn publish(&self, swarm: &SwarmId) {
         let (Some(record), Some(view)) = (self.records.get(swarm), self.core.view(swarm)) else { return };
-        self.tools.board.put(allocation(record, view, &self.tools.ground));
+        self.tools.board.put(allocation(record, view, self.tools.access.ground()));
     }
 
     /// Says once what concerns the cluster and no swarm of ours.
@@ -347,6 +401,13 @@ impl Keeper {
             _ => {}
         }
         self.said_down = self.core.controller().down.is_some();
+        self.tools.cluster.put_report(Report {
+            trouble: self.core.trouble().unwrap_or_default(),
+            orphans: orphans
+                .iter()
+                .map(|(job, orphan)| (*job, orphan.tag.swarm.clone(), orphan.state.to_string()))
+                .collect(),
+        });
     }
 
     /// Workers are expected, or may be replaced.
@@ -354,34 +415,64 @@ impl Keeper {
         self.core.view(&record.swarm_id).is_some_and(|view| !view.over && view.job.is_some())
     }
 
-    async fn look_at_mailbox(&mut self) {
+    /// Notes whose workers are expected. Whoever is new among them is looked for often.
+    fn expect(&mut self) {
+        let expected = self.core.expected();
+        if expected != self.expected {
+            let now = Instant::now();
+            if expected.iter().any(|(swarm, runs)| self.expected.get(swarm).is_none_or(|before| !before && *runs)) {
+                self.expected_since = now;
+                self.look_at = self.look_at.min(now + EXPECTED);
+            }
+            self.expected = expected;
+        }
+    }
+
+    /// In a task of its own: a cluster that cannot be reached must not hold up anything else.
+    fn look_at_mailbox(&mut self) {
         let watched: Vec<(SwarmId, u32)> = self
             .records
             .values()
             .filter(|record| self.is_watched(record))
             .filter_map(|record| Some((record.swarm_id.clone(), record.slurm.as_ref()?.plan.order.nodes)))
             .collect();
-        let expected = watched.iter().any(|(swarm, nodes)| {
-            self.core
-                .view(swarm)
-                .is_some_and(|view| view.nodes.iter().filter(|node| node.generation.0 > 0).count() < *nodes as usize)
-        });
-        self.look_at = Instant::now() + if expected { EXPECTED } else { NOT_EXPECTED };
+        let (now, nodes) = (Instant::now(), watched.iter().map(|(_, nodes)| *nodes).sum::<u32>());
+        let seldom = SELDOM.max(SELDOM_PER_NODE * nodes);
+        let pause = if self.expected.is_empty() { seldom } else { (now - self.expected_since) / 4 };
+        self.look_at = now + pause.clamp(EXPECTED, seldom);
         if watched.is_empty() {
             return;
         }
-        let tools = Arc::clone(&self.tools);
-        let looked = tokio::task::spawn_blocking(move || {
-            let look = |(swarm, nodes): (SwarmId, u32)| {
-                // A file system that is away says nothing.
-                let claims = tools.ground.claims(&swarm, nodes).ok()?;
-                Some((swarm, claims))
+        self.looking = true;
+        let (tools, sender) = (Arc::clone(&self.tools), self.sender.clone());
+        self.tools.ctx.spawn("look for workers", async move {
+            let asked = tools.access.ask(Request::Claims { swarms: watched });
+            let Some(answer) = tools.ctx.shutdown().run_until_cancelled(asked).await else { return };
+            // What cannot be seen says nothing.
+            let claims = match answer {
+                Ok(Told::Claims { swarms }) => swarms,
+                other => {
+                    debug!(?other, "the mailbox cannot be looked at");
+                    Vec::new()
+                }
             };
-            watched.into_iter().filter_map(look).collect::<Vec<_>>()
+            if let Some(sender) = sender.upgrade() {
+                let _ = sender.send(Command::Looked { claims }).await;
+            }
         });
-        for (swarm, claims) in looked.await.unwrap_or_default() {
-            self.core.apply(self.clock.now(), Input::Claims { swarm, claims });
-        }
+    }
+}
+
+/// Takes a swarm off this host's disk.
+async fn remove(tools: &Arc<Tools>, swarm: &SwarmId, record: Option<Record>) {
+    let (tools, swarm) = (Arc::clone(tools), swarm.clone());
+    let nodes = record.and_then(|record| Some(record.slurm?.plan.order.nodes)).unwrap_or_default();
+    let removed = tokio::task::spawn_blocking(move || {
+        tools.membership.withdraw_sent(&swarm, nodes);
+        tools.store.remove(&swarm)
+    });
+    if let Ok(Err(error)) = removed.await {
+        warn!(error = error.failure().message, "a record cannot be removed");
     }
 }
 

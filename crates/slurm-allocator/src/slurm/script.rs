@@ -23,6 +23,9 @@ pub(crate) struct Places {
     pub(crate) dir: String,
     /// Root of the mailbox.
     pub(crate) mailbox: String,
+    /// Where `drover doctor --fix` puts programs of others; empty in records of earlier versions.
+    #[serde(default)]
+    pub(crate) tools: String,
     /// A directory that every compute node has on a disk of its own.
     pub(crate) local: String,
 }
@@ -48,6 +51,7 @@ impl Places {
             ("the program", &self.program),
             ("the swarm's directory", &self.dir),
             ("the mailbox", &self.mailbox),
+            ("the directory of tools", if self.tools.is_empty() { &self.local } else { &self.tools }),
             ("local_dir", &self.local),
         ] {
             let fits = path.starts_with('/')
@@ -96,7 +100,7 @@ impl Plan {
 
     /// The whole script.
     pub(crate) fn script(&self, tag: &Tag) -> String {
-        let Places { program, args, dir, mailbox, local } = &self.places;
+        let Places { program, args, dir, mailbox, tools, local } = &self.places;
         let mut text = format!("#!/bin/sh\n# The workers of swarm {}, submission {}.\n", tag.swarm, tag.submission);
         for option in self.options(tag) {
             let _ = writeln!(text, "#SBATCH {option}");
@@ -110,8 +114,13 @@ impl Plan {
         export("DROVER_MAILBOX", &quoted(mailbox));
         export("DROVER_AGENT", &quoted(self.agent.as_str()));
         export("DROVER_CONFIG", &quoted(&format!("{dir}/drover.yaml")));
+        export("DROVER_SLURM_DIR", &quoted(dir));
         // On a disk of the node, where locks work; nobody else's directory is used.
         export("DROVER_STATE_DIR", &format!("{}/drover-\"$(id -u)\"", quoted(local)));
+        if !tools.is_empty() {
+            // Behind everything that the site provides.
+            export("PATH", &format!("\"$PATH\":{}", quoted(tools)));
+        }
         for (key, value) in &self.settings {
             export(&format!("DROVER_WORKER__{}", key.to_ascii_uppercase()), &quoted(value));
         }
@@ -148,6 +157,7 @@ mod tests {
                 args: vec!["daemon".into(), "worker".into()],
                 dir: "/work1/drover/codeswarm/swarms/s-1".into(),
                 mailbox: "/work1/drover/codeswarm/mailbox".into(),
+                tools: "/work1/drover/codeswarm/tools/bin".into(),
                 local: "/var/tmp".into(),
             },
             agent: AgentKind::Echo,

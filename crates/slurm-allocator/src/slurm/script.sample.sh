@@ -21,7 +21,9 @@ export DROVER_SWARM_ID='s-1'
 export DROVER_MAILBOX='/work1/drover/codeswarm/mailbox'
 export DROVER_AGENT='echo'
 export DROVER_CONFIG='/work1/drover/codeswarm/swarms/s-1/drover.yaml'
+export DROVER_SLURM_DIR='/work1/drover/codeswarm/swarms/s-1'
 export DROVER_STATE_DIR='/var/tmp'/drover-"$(id -u)"
+export PATH="$PATH":'/work1/drover/codeswarm/tools/bin'
 export DROVER_WORKER__SANDBOX_MODE='read-only'
 
 exec srun --export=ALL --label --kill-on-bad-exit=0 --wait=0 --ntasks-per-node=1 '/work1/drover/codeswarm/bin/0123456789abcdef/drover' 'daemon' 'worker' --slurm

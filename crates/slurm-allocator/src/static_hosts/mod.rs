@@ -265,10 +265,11 @@ impl StaticHosts {
         let shared = Arc::clone(&self.shared);
         let written = {
             let record = record.clone();
-            let others_live = shared.board.living().iter().any(|(other, _)| *other != record.swarm_id);
+            let others_live = shared.membership.others_live(&shared.board, &record.swarm_id);
             tokio::task::spawn_blocking(move || {
                 shared.membership.before_launch(&record.swarm_id, record.hosts.len() as u32, others_live);
-                prepare_mailbox(&shared.mailbox, &record.swarm_id, &spec).map_err(|error| unusable(&error))?;
+                prepare_mailbox(&shared.mailbox, &record.swarm_id, spec.node_count, &spec.bundle)
+                    .map_err(|error| unusable(&error))?;
                 // The record first: a file that nobody remembers would keep its host busy for ever.
                 shared.store.save(&record).map_err(|error| error.failure())?;
                 for (node, host) in record.hosts.iter().enumerate() {

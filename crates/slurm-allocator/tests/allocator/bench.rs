@@ -25,6 +25,8 @@ pub(crate) const NAME: &str = "slurm-allocator";
 
 pub(crate) struct Bench {
     pub(crate) dir: tempfile::TempDir,
+    /// The allocator's PATH, where it is to find other programs than this machine's.
+    pub(crate) path: Option<std::ffi::OsString>,
     allocator: Option<Child>,
 }
 
@@ -43,7 +45,7 @@ impl Bench {
         fs::write(&worker, include_str!("worker.sh")).unwrap();
         fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(dir.path().join("state")).unwrap();
-        Self { dir, allocator: None }
+        Self { dir, path: None, allocator: None }
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -62,6 +64,9 @@ impl Bench {
             .env("OPENAI_API_KEY", "sk-test")
             .stdin(Stdio::null())
             .stderr(log);
+        if let Some(path) = &self.path {
+            command.env("PATH", path);
+        }
         command
     }
 

@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail and talk as tests do")]
 
 mod bench;
+mod histories;
 mod local;
 mod static_hosts;

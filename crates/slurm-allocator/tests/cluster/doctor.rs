@@ -36,7 +36,7 @@ fn site() -> Option<Site> {
 /// What the program on the site says of it, with some fields changed.
 fn report(site: &Site, changes: &[(&str, serde_json::Value)]) {
     let mut report = serde_json::json!({
-        "host": "n1", "version": "0.1.0", "now_us": 0, "file_system": "nfs", "sees": true, "write_us": 900,
+        "host": "n1", "version": drover_types::VERSION, "codex_found": true, "now_us": 0, "file_system": "nfs", "sees": true, "write_us": 900,
         "write_error": "", "codex": "/opt/codex", "codex_error": "", "codex_hint": "",
     });
     for (key, value) in changes {
@@ -47,7 +47,9 @@ fn report(site: &Site, changes: &[(&str, serde_json::Value)]) {
     fs::write(&path, format!("{report}\n")).unwrap();
     let shift = changes.iter().find(|(key, _)| *key == "behind").map_or(0, |(_, value)| value.as_i64().unwrap());
     let program = format!(
-        "#!/bin/bash\n[ \"$2\" = probe ] || exit 64\nnow=$(($(date +%s%6N) - {shift}))\nsed \"s/\\\"now_us\\\":0/\\\"now_us\\\":$now/\" '{}'\n",
+        "#!/bin/bash\nif [ \"$2\" = codex ]; then shift 2; echo \"$@\" >> '{0}.asked'; cp '{0}.with' '{0}'\n\
+         echo '{{\"path\":\"/there/codex\",\"version\":\"1.2.3\",\"installed\":true}}'; exit; fi\n\
+         [ \"$2\" = probe ] || exit 64\nnow=$(($(date +%s%6N) - {shift}))\nsed \"s/\\\"now_us\\\":0/\\\"now_us\\\":$now/\" '{0}'\n",
         path.display()
     );
     executable(&site.settings.program, &program);
@@ -58,12 +60,17 @@ fn wishes() -> Wishes {
         partition: Some("mi2508x".to_owned()),
         codex: true,
         codex_bin: None,
+        install_codex: None,
         thresholds: Thresholds { skew: Duration::from_mins(1), ..Thresholds::default() },
     }
 }
 
 async fn broken(site: &Site) -> Vec<(&'static str, String)> {
-    let findings = check(&site.settings, &wishes()).await;
+    broken_with(site, &wishes()).await
+}
+
+async fn broken_with(site: &Site, wishes: &Wishes) -> Vec<(&'static str, String)> {
+    let findings = check(&site.settings, wishes).await;
     let bad = findings.into_iter().filter(|finding| !finding.ok);
     bad.map(|Finding { name, detail, hint, .. }| (name, format!("{detail} -> {hint}"))).collect()
 }
@@ -94,6 +101,37 @@ async fn a_cluster_in_order_is_found_so_with_every_look_taken() {
     assert_eq!(names, [&all[..], &["cluster clock", "cluster write", "cluster codex"]].concat());
     let left = fs::read_dir(&site.settings.base).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(left.collect::<Vec<_>>(), ["bin"], "nothing is left behind but the program");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_is_installed_only_when_asked_for_and_only_where_there_is_none() {
+    let Some(site) = site() else { return };
+    fs::copy(site.dir.join("report"), site.dir.join("report.with")).unwrap();
+    let none = [("codex", serde_json::Value::Null), ("codex_found", false.into()), ("codex_error", "not found".into())];
+    let fix = Wishes { install_codex: Some("1.2.3".to_owned()), ..wishes() };
+    report(&site, &none);
+    only(&site, "cluster codex", "not found").await;
+    let chosen = Wishes { codex_bin: Some("/my/codex".to_owned()), ..fix.clone() };
+    assert_eq!(broken_with(&site, &chosen).await.len(), 1, "one that somebody chose is theirs to mend");
+    // Another codex gives nobody credentials.
+    report(&site, &[none[0].clone(), ("codex_error", "no login".into())]);
+    assert_eq!(broken_with(&site, &fix).await.len(), 1);
+    assert_eq!(site.count("report.asked"), 0);
+
+    report(&site, &none);
+    let findings = check(&site.settings, &fix).await;
+    assert!(findings.iter().all(|finding| finding.ok), "{findings:#?}");
+    let codex: Vec<_> = findings.iter().filter(|finding| finding.name == "cluster codex").collect();
+    assert!(codex.len() == 2 && codex[0].detail.contains("/there/codex"), "{codex:#?}");
+    let asked = fs::read_to_string(site.dir.join("report.asked")).unwrap();
+    assert_eq!(asked, format!("--json --base {} --version 1.2.3\n", site.settings.base));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_of_another_version_is_told() {
+    let Some(site) = site() else { return };
+    report(&site, &[("version", "0.0.1".into())]);
+    only(&site, "cluster program", "of version 0.0.1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -91,7 +91,7 @@ impl Site {
 
     /// A client that finds the follower as the router does.
     pub(crate) fn client(&self, cluster: &Cluster) -> Client {
-        serve_relay(&self.ctx, cluster).unwrap();
+        serve_relay(&self.ctx, std::slice::from_ref(cluster)).unwrap();
         let name = cluster.settings().follower_name();
         let channel = drover_service::connect(Target::Daemon { state: self.ctx.state().clone(), name });
         Client(MailboxServiceClient::new(channel))

@@ -121,6 +121,7 @@ async fn what_cannot_work_is_told_at_once_with_what_to_do() {
     executable(&site.settings.program, "#!/nowhere/interpreter\n");
     let failure = ready(&site).await;
     assert!(failure.hint.contains("static build"), "{failure:?}");
+    assert_eq!(failure.code, ErrorCode::ProviderUnavailable, "no launch waits for what never comes");
 
     // Our program complains in JSON, and its words are passed on.
     let complaint = r#"{"error":{"code":null,"message":"state directory is full","hint":"free some space"}}"#;
@@ -144,6 +145,7 @@ async fn what_cannot_work_is_told_at_once_with_what_to_do() {
     site.settings.program = "/bin/true".into();
     let failure = ready(&site).await;
     assert!(failure.message.contains("no connection to cluster"), "{failure:?}");
+    assert_eq!(failure.code, ErrorCode::ProviderUnavailable);
     let mut client = site.client(&site.cluster());
     // A machine that is busy with other things may be told first that it takes a while.
     let deadline = std::time::Instant::now() + Duration::from_mins(1);

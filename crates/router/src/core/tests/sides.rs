@@ -134,3 +134,29 @@ fn last_words_from_afar_are_waited_for_longer() {
     world.pass(SECOND);
     assert_eq!(world.status(&far), "terminated");
 }
+
+#[test]
+fn what_a_leader_of_one_cluster_says_ends_nobody_on_another() {
+    let mut world = World::new();
+    let near = world.running(1);
+    let far = far_away(&mut world);
+    world.happen(up(FAR));
+    greets(&mut world, &far);
+    let member = |swarm: &SwarmId| {
+        json!({
+            "node_id": format!("{swarm}/0"), "swarm_id": swarm.as_str(), "node_index": 0, "state": "alive",
+            "incarnation": 1, "boot": 7,
+        })
+    };
+    let report = |world: &mut World, swarm: &SwarmId, epoch: u64, members: &[Value]| {
+        let said = json!({"complete": true, "epoch": epoch, "term": 1, "members": members});
+        world.says(&World::outbox(swarm, 0, 1), "members", None, said);
+    };
+    report(&mut world, &near, 1, &[member(&near)]);
+    report(&mut world, &far, 2, &[member(&far)]);
+    report(&mut world, &near, 1, &[member(&near)]);
+    let known: Vec<&String> = world.core.book.members.keys().collect();
+    assert_eq!(known.len(), 2, "{known:?}");
+    report(&mut world, &far, 2, &[]);
+    assert_eq!(world.core.book.members.keys().collect::<Vec<_>>(), [&format!("{near}/0")], "of its own it does");
+}

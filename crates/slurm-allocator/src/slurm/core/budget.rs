@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use super::Micros;
 
 const MINUTE: Micros = 60_000_000;
@@ -10,11 +12,16 @@ const MINUTE: Micros = 60_000_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
     per_minute: usize,
-    begun: VecDeque<Micros>,
+    begun: VecDeque<Begun>,
 }
 
-/// What a call is for. Looks at the queue tell how everything else went, so some room is always left to them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// When a call was made, and for what.
+pub(crate) type Begun = (Micros, Purpose);
+
+/// What a call is for. Looks at the queue tell how everything else went, and everything else is what they are for: each leaves the
+/// other some room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Purpose {
     Look,
     Other,
@@ -25,20 +32,33 @@ impl Budget {
         Self { per_minute: per_minute.max(2) as usize, begun: VecDeque::new() }
     }
 
+    /// Goes on from the calls of an earlier allocator. A clock that was set back since makes them count from now.
+    pub(crate) fn restore(&mut self, now: Micros, begun: &[Begun]) {
+        let counts = begun.iter().map(|(at, purpose)| ((*at).min(now), *purpose));
+        self.begun.extend(counts.filter(|(at, _)| at + MINUTE > now));
+        self.begun.make_contiguous().sort_unstable();
+    }
+
+    /// When the calls that still count were made.
+    pub(crate) fn begun(&self) -> Vec<Begun> {
+        self.begun.iter().copied().collect()
+    }
+
     /// Takes one call, or says when there may be one again.
     pub(crate) fn take(&mut self, now: Micros, purpose: Purpose) -> Result<(), Micros> {
-        while self.begun.front().is_some_and(|&begun| begun + MINUTE <= now) {
+        while self.begun.front().is_some_and(|(begun, _)| begun + MINUTE <= now) {
             self.begun.pop_front();
         }
-        let reserve = if purpose == Purpose::Look { 0 } else { (self.per_minute / 5).max(1) };
-        let most = self.per_minute - reserve;
-        if self.begun.len() < most {
-            self.begun.push_back(now);
-            return Ok(());
-        }
+        let own_most = self.per_minute - (self.per_minute / 5).max(1);
+        let own: Vec<Micros> = self.begun.iter().filter(|(_, of)| *of == purpose).map(|(at, _)| *at).collect();
         // So many must have left the window that one more is below the limit.
-        let waits_for = self.begun.len() - most;
-        Err(self.begun.get(waits_for).map_or(now, |begun| begun + MINUTE))
+        let for_all = self.begun.len().checked_sub(self.per_minute).and_then(|over| Some(self.begun.get(over)?.0));
+        let for_own = own.len().checked_sub(own_most).and_then(|over| own.get(over).copied());
+        if let Some(leaves) = for_all.max(for_own) {
+            return Err(leaves + MINUTE);
+        }
+        self.begun.push_back((now, purpose));
+        Ok(())
     }
 }
 
@@ -47,19 +67,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_minute_has_more_calls_than_allowed_and_looks_have_room_left() {
-        let mut budget = Budget::new(10);
-        let taken = (0..20).filter(|n| budget.take(*n, Purpose::Other).is_ok()).count();
-        assert_eq!(taken, 8);
-        assert!(budget.take(20, Purpose::Look).is_ok() && budget.take(21, Purpose::Look).is_ok());
-        let again = budget.take(22, Purpose::Look).unwrap_err();
-        assert_eq!(again, MINUTE);
-        assert_eq!(budget.take(22, Purpose::Other), Err(MINUTE + 2), "two more must have left");
-        assert!(budget.take(again, Purpose::Look).is_ok());
+    fn a_restart_makes_no_room() {
+        let mut budget = Budget::new(5);
+        for now in [100, 200, 300, 400] {
+            budget.take(now, Purpose::Look).unwrap();
+        }
+        let text = serde_json::to_string(&budget.begun()).unwrap();
+        let begun: Vec<Begun> = serde_json::from_str(&text).unwrap();
+        let again = |now| {
+            let mut budget = Budget::new(5);
+            budget.restore(now, &begun);
+            budget.take(now, Purpose::Look)
+        };
+        assert_eq!(again(500), Err(100 + MINUTE));
+        assert_eq!(again(50), Err(50 + MINUTE), "nobody knows how long ago they were");
+        assert_eq!(again(400 + MINUTE), Ok(()));
+    }
+
+    #[test]
+    fn no_minute_has_more_calls_than_allowed_and_neither_kind_starves_the_other() {
+        for (first, second) in [(Purpose::Look, Purpose::Other), (Purpose::Other, Purpose::Look)] {
+            let mut budget = Budget::new(10);
+            let taken = (0..20).filter(|now| budget.take(*now, first).is_ok()).count();
+            assert_eq!(taken, 8);
+            assert!(budget.take(20, second).is_ok() && budget.take(21, second).is_ok());
+            assert_eq!(budget.take(22, second), Err(MINUTE), "the first of all must have left");
+            assert_eq!(budget.take(22, first), Err(MINUTE), "or the first of its kind");
+            assert!(budget.take(MINUTE, second).is_ok());
+        }
         let mut times = Vec::new();
         let mut budget = Budget::new(7);
-        for now in (0..600_000_000).step_by(900_000) {
-            if budget.take(now, Purpose::Look).is_ok() {
+        for now in (0..600_000_000).step_by(450_000) {
+            let purpose = if now % 900_000 == 0 { Purpose::Look } else { Purpose::Other };
+            if budget.take(now, purpose).is_ok() {
                 times.push(now);
             }
         }

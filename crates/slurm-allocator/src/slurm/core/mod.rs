@@ -34,14 +34,14 @@ use drover_types::SwarmId;
 
 use super::state::Class;
 use super::tag::Tag;
+pub(crate) use budget::Begun;
 use budget::{Budget, Purpose};
 pub(crate) use record::JobRecord;
 pub(crate) use swarm::refusal;
 use swarm::{Phase, Swarm};
 pub(crate) use view::View;
-pub(crate) use words::{
-    Answer, Call, CallId, Claim, Controller, Input, Orphan, Past, QueueList, Queued, Settings, Step,
-};
+pub(crate) use words::{Answer, Call, CallId, Controller, Input, Orphan, Past, QueueList, Queued, Settings, Step};
+pub use words::{Claim, WorkerEnd};
 
 /// Microseconds of Unix time.
 pub(crate) type Micros = u64;
@@ -56,6 +56,8 @@ const LONGEST_AFTER_FAILURE: Micros = 60 * SECOND;
 const HISTORY_AGAIN: Micros = 600 * SECOND;
 /// Pause between two steps in which nothing happens.
 const AT_LEAST: Micros = SECOND / 10;
+/// Who wants to know what is in the queue is content with a look that was made so long ago.
+const SEEN_LATELY: Micros = 5 * SECOND;
 /// Calls at the same time. The controller is shared by many.
 const AT_ONCE: usize = 3;
 
@@ -72,13 +74,18 @@ pub(crate) struct Core {
     look_at: Micros,
     /// Doublings of the pause between looks.
     cooled: u32,
+    /// The queue is to be looked at once, whether or not there are swarms.
+    asked: bool,
+    /// When it was last seen.
+    seen: Option<Micros>,
     /// There is no history before this time.
     no_history_before: Micros,
     /// Jobs of earlier submissions that turned up although a later one was made, and when they were last told to end.
     superseded: BTreeMap<u64, Micros>,
     orphans: BTreeMap<u64, Orphan>,
-    /// The budget has no room before this time.
-    blocked_until: Option<Micros>,
+    /// The budget has no room for looks, and for all else, before these times.
+    looks_from: Option<Micros>,
+    others_from: Option<Micros>,
     advanced: Micros,
     step: Step,
 }
@@ -94,13 +101,26 @@ impl Core {
             next_call: 0,
             look_at: now,
             cooled: 0,
+            asked: false,
+            seen: None,
             no_history_before: 0,
             superseded: BTreeMap::new(),
             orphans: BTreeMap::new(),
-            blocked_until: None,
+            looks_from: None,
+            others_from: None,
             advanced: 0,
             step: Step::default(),
         }
+    }
+
+    /// Takes up the budget of an earlier allocator: when it made its last calls.
+    pub(crate) fn restore_budget(&mut self, now: Micros, begun: &[Begun]) {
+        self.budget.restore(now, begun);
+    }
+
+    /// When the calls were made that still count.
+    pub(crate) fn calls_begun(&self) -> Vec<Begun> {
+        self.budget.begun()
     }
 
     /// Takes up a swarm of an earlier allocator.
@@ -120,9 +140,21 @@ impl Core {
         self.swarms.get(swarm).map(|found| found.view(&self.controller))
     }
 
+    /// Swarms whose workers have not all come up, and whether their jobs are known to run.
+    pub(crate) fn expected(&self) -> BTreeMap<SwarmId, bool> {
+        let expected = self.swarms.iter().filter(|(_, swarm)| swarm.expects_workers());
+        expected.map(|(id, swarm)| (id.clone(), swarm.is_running())).collect()
+    }
+
     /// Jobs with our mark that belong to no swarm of ours.
     pub(crate) fn orphans(&self) -> &BTreeMap<u64, Orphan> {
         &self.orphans
+    }
+
+    /// Why nobody knows how the jobs fare, and since when.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let (since, why) = self.controller.down.as_ref()?;
+        Some(format!("Slurm cannot be reached since {}: {why}", view::utc(*since)))
     }
 
     /// How it stands with the controller.
@@ -155,12 +187,18 @@ impl Core {
                 if let Some(found) = self.swarms.get_mut(&swarm)
                     && found.claimed(claims)
                 {
-                    // A worker is faster than the queue: what it says by being there is looked up at once.
-                    let told = found.is_running();
+                    // A worker is faster than the queue: what it says by being there, or by its end, is looked up at once.
+                    let told = found.is_running() && !found.has_ends();
                     self.step.changed.insert(swarm);
                     if !told {
                         self.look_now(now);
                     }
+                }
+            }
+            Input::Look => {
+                if self.seen.is_none_or(|seen| seen + SEEN_LATELY <= now) {
+                    self.asked = true;
+                    self.look_at = self.look_at.min(now);
                 }
             }
             Input::Answered { call, answer } => {
@@ -178,7 +216,7 @@ impl Core {
 
     /// Decides everything that is due.
     pub(crate) fn advance(&mut self, now: Micros) -> Step {
-        self.blocked_until = None;
+        (self.looks_from, self.others_from) = (None, None);
         self.advanced = now;
         for (id, swarm) in &mut self.swarms {
             if swarm.end_if_never_submitted(now) {
@@ -215,18 +253,19 @@ impl Core {
     pub(crate) fn next_deadline(&self) -> Option<Micros> {
         let look =
             (self.is_looking_worthwhile() && !self.has_under_way(|call| *call == Call::Queue)).then_some(self.look_at);
+        // Before there is room nothing that is due can be done.
+        let look = look.map(|at| self.looks_from.map_or(at, |from| at.max(from)));
         let history_from = self.no_history_before;
         let swarms = self.swarms.values().filter_map(|swarm| swarm.deadline(&self.settings, history_from));
         let superseded = self.superseded.values().map(|&told| told + swarm::CANCEL_AGAIN);
-        let due = swarms.chain(superseded).chain(look).min()?;
-        // Before there is room nothing that is due can be done.
-        let due = self.blocked_until.map_or(due, |until| due.max(until));
+        let others = swarms.chain(superseded).map(|at| self.others_from.map_or(at, |from| at.max(from)));
+        let due = others.chain(self.others_from).chain(look).min()?;
         // What is due and waits for an answer, not for the time, must not make the shell spin.
         Some(due.max(self.advanced + AT_LEAST))
     }
 
     fn is_looking_worthwhile(&self) -> bool {
-        !self.superseded.is_empty() || self.swarms.values().any(|swarm| !swarm.is_over())
+        self.asked || !self.superseded.is_empty() || self.swarms.values().any(|swarm| !swarm.is_over())
     }
 
     fn has_under_way(&self, is: impl Fn(&Call) -> bool) -> bool {
@@ -255,8 +294,8 @@ impl Core {
             }
             let purpose = if call == Call::Queue { Purpose::Look } else { Purpose::Other };
             if let Err(again) = self.budget.take(now, purpose) {
-                let until = self.blocked_until.map_or(again, |until| until.min(again));
-                self.blocked_until = Some(until);
+                let from = if purpose == Purpose::Look { &mut self.looks_from } else { &mut self.others_from };
+                *from = Some(again);
                 continue;
             }
             self.begin(now, call);
@@ -348,8 +387,14 @@ impl Core {
 
     fn answered(&mut self, now: Micros, call: &Call, begun: Micros, answer: Answer) {
         match (call, answer) {
-            (Call::Queue, Answer::Queue(list)) => self.looked(now, begun, &list),
-            (Call::Queue, other) => self.unreachable(now, &words(other)),
+            (Call::Queue, Answer::Queue(list)) => {
+                (self.asked, self.seen) = (false, Some(now));
+                self.looked(now, begun, &list);
+            }
+            (Call::Queue, other) => {
+                self.asked = false;
+                self.unreachable(now, &words(other));
+            }
             (Call::Submit(tag), answer) => self.submitted(now, tag, begun, answer),
             (Call::Cancel { job, .. }, answer) => {
                 if answer == Answer::NoSuchJob {

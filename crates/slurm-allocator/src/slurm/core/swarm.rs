@@ -96,6 +96,8 @@ pub(super) struct Swarm {
     pub(super) job: Option<Job>,
     pub(super) release: Option<Release>,
     pub(super) claims: Vec<Claim>,
+    /// Those of the job's earlier run; it was put back into the queue since.
+    earlier: Vec<Claim>,
     /// When the job was last told to end.
     told: Option<Micros>,
 }
@@ -109,6 +111,7 @@ impl Swarm {
             job: None,
             release: None,
             claims: Vec::new(),
+            earlier: Vec::new(),
             told: None,
         }
     }
@@ -120,7 +123,7 @@ impl Swarm {
         job: Option<Job>,
         release: Option<Release>,
     ) -> Self {
-        Self { nodes, submission, phase, job, release, claims: Vec::new(), told: None }
+        Self { nodes, submission, phase, job, release, claims: Vec::new(), earlier: Vec::new(), told: None }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -181,11 +184,22 @@ impl Swarm {
         known != Some(wanted)
     }
 
-    /// True when somebody claimed a node who was not there before.
+    /// There is a job, and not every node has a worker of its present run.
+    pub(super) fn expects_workers(&self) -> bool {
+        let here = self.claims.iter().filter(|claim| !self.earlier.contains(claim)).count();
+        !self.is_over() && self.job.is_some() && here < self.nodes as usize
+    }
+
+    /// True when somebody claimed a node who was not there before, or has ended since.
     pub(super) fn claimed(&mut self, claims: Vec<Claim>) -> bool {
         let news = self.claims != claims;
         self.claims = claims;
         news
+    }
+
+    /// A worker has ended although its job runs, as far as is known.
+    pub(super) fn has_ends(&self) -> bool {
+        self.claims.iter().any(|claim| claim.end.is_some())
     }
 
     /// A release comes before the submission: then there is nothing to end, once the queue was seen without it.
@@ -366,6 +380,9 @@ impl Swarm {
         let before = job.clone();
         job.id = seen.id;
         if job.state != seen.state {
+            if job.ran && seen.state.class() == Class::Waiting {
+                self.earlier.clone_from(&self.claims);
+            }
             job.state = seen.state.clone();
             job.since_us = now;
         }

@@ -114,7 +114,7 @@ fn a_launch_looks_submits_and_tells_why_it_waits_and_where_it_runs() {
     let (state, word, reason) = rig.seen();
     assert_eq!((state, word.as_str()), (AllocationState::Pending, "PENDING"));
     assert!(reason.contains("waits since 2026-") && reason.contains("Resources: waits for nodes"), "{reason}");
-    let claim = Claim { node: NodeIndex(1), generation: Generation(1), host: "n2.local".into(), pid: 9 };
+    let claim = Claim { node: NodeIndex(1), generation: Generation(1), host: "n2.local".into(), pid: 9, end: None };
     rig.core.apply(rig.now, Input::Claims { swarm: id(), claims: vec![claim] });
     let asked_at = rig.now;
     rig.look(vec![queued(7, 1, "RUNNING", "None")]);

@@ -148,7 +148,20 @@ impl Swarm {
             .map(|index| {
                 let claim = self.claims.iter().find(|claim| claim.node.0 == index);
                 let host = claim.map(|claim| claim.host.clone()).or_else(|| named.get(index as usize).cloned());
+                let end = claim.and_then(|claim| claim.end.as_ref());
+                let ended = end.and_then(|end| {
+                    let state = match end.state.as_str() {
+                        "restarting" => WorkerState::Restarting,
+                        "failed" => WorkerState::Failed,
+                        "ended" => WorkerState::Exited,
+                        _ => return None,
+                    };
+                    Some((state, end.reason.as_str()))
+                });
                 let (state, reason) = match (state, claim) {
+                    (AllocationState::Running, Some(_)) if ended.is_some() => {
+                        ended.unwrap_or((WorkerState::Running, ""))
+                    }
                     (AllocationState::Completed, _) => (WorkerState::Exited, ""),
                     (AllocationState::Failed, _) => (WorkerState::Failed, "its job has failed"),
                     (AllocationState::Pending, Some(_)) if ran => {
@@ -171,7 +184,7 @@ impl Swarm {
 }
 
 /// A time for people.
-fn utc(at: Micros) -> String {
+pub(super) fn utc(at: Micros) -> String {
     let at = i64::try_from(at).ok().and_then(|at| jiff::Timestamp::from_microsecond(at).ok());
     at.map_or_else(String::new, |at| at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use drover_types::{Failure, Generation, NodeIndex, SwarmId};
+use serde::{Deserialize, Serialize};
 
 use super::Micros;
 use crate::slurm::state::JobState;
@@ -102,12 +103,29 @@ pub(crate) struct Past {
 }
 
 /// What a node's worker left in the mailbox when it claimed its node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Claim {
-    pub(crate) node: NodeIndex,
-    pub(crate) generation: Generation,
-    pub(crate) host: String,
-    pub(crate) pid: u32,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Its node.
+    pub node: NodeIndex,
+    /// The generation that it claimed.
+    pub generation: Generation,
+    /// Where it runs.
+    pub host: String,
+    /// Its process there.
+    pub pid: u32,
+    /// What its parent said of its end, when it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<WorkerEnd>,
+}
+
+/// The end of a worker whose job goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerEnd {
+    /// `restarting`, `failed` or `ended`; what is none of these says nothing.
+    pub state: String,
+    /// Why.
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// What happened.
@@ -119,6 +137,8 @@ pub(crate) enum Input {
     Release { swarm: SwarmId, force: bool },
     /// Who has claimed the nodes of a swarm.
     Claims { swarm: SwarmId, claims: Vec<Claim> },
+    /// Somebody wants to know what is in the queue.
+    Look,
     /// What came of a call.
     Answered { call: CallId, answer: Answer },
 }
