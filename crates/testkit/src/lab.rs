@@ -6,8 +6,9 @@
 //! `deploy/lab/packages` installs. What it is and what it is not: `docs/lab.md`.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,6 +21,8 @@ use crate::netns::{self, Host, Link, Wan};
 
 /// The user of the cluster, who is nobody on this machine.
 pub const USER: &str = "labuser";
+/// The user's number.
+pub const USER_ID: u32 = 20077;
 
 /// What a laboratory is to be like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +71,8 @@ pub fn usable(options: &Options) -> Result<(), String> {
 /// A running cluster. Dropping it ends every process of it and removes its namespaces and files.
 pub struct SlurmLab {
     name: String,
+    /// The network in which it was started. Its scripts run there, wherever its user is: who is on a host ends with that host.
+    origin: File,
     dir: PathBuf,
     options: Options,
     wan: Wan,
@@ -81,7 +86,8 @@ impl SlurmLab {
         let me = ProcessId::current();
         let name = format!("t{}-{}-{}", me.pid, me.start_time, COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = PathBuf::from(format!("/var/tmp/drover-slurm-{name}"));
-        let lab = Self { name, dir, options, wan: Wan::default(), link: None };
+        let origin = File::open("/proc/thread-self/ns/net")?;
+        let lab = Self { name, origin, dir, options, wan: Wan::default(), link: None };
         lab.up()?;
         Ok(lab)
     }
@@ -295,8 +301,9 @@ impl SlurmLab {
     }
 
     fn script(&self, name: &str) -> Command {
-        let mut command = Command::new(scripts().join(name));
-        command.env("LAB", &self.name);
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/fd/{}", std::process::id(), self.origin.as_raw_fd()));
+        command.arg("--").arg(scripts().join(name)).env("LAB", &self.name);
         command
     }
 
