@@ -79,6 +79,8 @@ const WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ("cluster.slurm.profiles.*", "launch_*_timeout_seconds", LAUNCH_TIMEOUTS),
     ("launch_providers.*", "launch_panels", "launch forms show `launch_fields`"),
     ("launch_providers.*", "launch_*_timeout_seconds", LAUNCH_TIMEOUTS),
+    ("node_scaling", "routing", "whoever asks decides what is dispatched, and whose model answers"),
+    ("node_scaling", "web_search", "`node_scaling.search` names who searches"),
 ];
 
 /// Sections whose daemons are not part of this version, and what is to be said of each.

@@ -34,7 +34,8 @@ pub use load::{Env, Fault, LoadError, Loaded, Source, load};
 pub use providers::{Backend, LaunchFieldConfig, ProviderConfig, SshWay};
 pub use reference::reference;
 pub use scaling::{
-    CostConfig, FetchConfig, LimitsConfig, NodeScalingConfig, ProviderSettings, SearchSettings, SimSettings,
+    CacheConfig, CostConfig, FetchConfig, LimitsConfig, NodeScalingConfig, ProviderSettings, SearchSettings,
+    SimSettings,
 };
 pub use schema::{Key, schema};
 pub use sections::{AllocatorConfig, FollowerConfig, RouterConfig, SecurityConfig, TelemetryConfig, WorkerConfig};

@@ -31,6 +31,8 @@ section! {
         pub search: SearchSettings = SearchSettings::default(),
         /// What a task may read of the network.
         pub fetch: FetchConfig = FetchConfig::default(),
+        /// Answers that are given again, for nothing, to exactly the same question.
+        pub cache: CacheConfig = CacheConfig::default(),
     }
 }
 
@@ -63,7 +65,7 @@ section! {
         pub model: Option<String> = None,
         /// Environment variable that holds the key. Unset: the provider's usual one.
         pub api_key_env: Option<String> = None,
-        /// File that holds the key, readable by its owner only.
+        /// File that holds the key, readable by its owner only. A name without a directory is that of a systemd credential.
         pub api_key_file: Option<PathBuf> = None,
         /// Address of the provider, or of any that speaks like OpenAI's.
         pub base_url: Option<String> = None,
@@ -130,5 +132,17 @@ section! {
         pub max_bytes: HumanSize = HumanSize::mib(2),
         /// Longest time for a page, its redirects and its site's robots.txt included.
         pub timeout: HumanDuration = HumanDuration::secs(30),
+    }
+}
+
+section! {
+    /// Answers that are given again, for nothing, to exactly the same question.
+    pub struct CacheConfig {
+        /// Keep answers. A question that is asked twice then has one answer; tasks and requests can ask for a fresh one.
+        pub enabled: bool = false,
+        /// Most bytes of answers, on the disk of the state directory; a part of them is held in memory.
+        pub max_bytes: HumanSize = HumanSize::mib(256),
+        /// How long an answer is given again.
+        pub ttl: HumanDuration = HumanDuration::days(1),
     }
 }

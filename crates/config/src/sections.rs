@@ -82,6 +82,18 @@ section! {
         pub agent_env: Vec<String> = vec!["OPENAI_API_KEY".into()],
         /// Codex's own settings directory to take `config.toml` and `auth.json` from. Unset: `$CODEX_HOME` or `~/.codex`.
         pub codex_home: Option<PathBuf> = None,
+        /// Where codex's model comes from: `own` for what its own settings say, `pool` for the dispatcher, whose keys, limits
+        /// and budget then hold. The node needs no key and no way to the internet.
+        pub codex_provider: String = "own".into(),
+        /// Model that codex asks the pool for. Unset: the one that the dispatcher is configured with.
+        pub codex_model: Option<String> = None,
+        /// How requests of a node come to the dispatcher: `grpc` over TLS, `mailbox` through files, or `auto`, which takes
+        /// the first where it works.
+        pub pool_carriage: String = "auto".into(),
+        /// Where nodes reach the dispatcher, as host:port. Unset: where it says in the mailbox that it listens.
+        pub pool_address: Option<String> = None,
+        /// Reads pages for the dispatcher's tasks on this node.
+        pub run_tasks: bool = false,
         /// When codex asks before it acts: `untrusted`, `on-request` or `never`.
         pub approval_policy: String = "on-request".into(),
         /// What codex may touch: `read-only`, `workspace-write` or `danger-full-access`.
@@ -104,6 +116,18 @@ section! {
         pub segment_bytes: HumanSize = HumanSize::mib(64),
         /// Most prompts that may wait on one node.
         pub max_queue: usize = 10_000,
+    }
+}
+
+impl WorkerConfig {
+    /// Codex asks the dispatcher for its model.
+    pub fn codex_asks_pool(&self) -> bool {
+        self.codex_provider == "pool"
+    }
+
+    /// Nodes come to the dispatcher, for models or for work.
+    pub fn nodes_use_dispatcher(&self) -> bool {
+        self.codex_asks_pool() || self.run_tasks
     }
 }
 
@@ -133,6 +157,8 @@ section! {
     pub struct SecurityConfig {
         /// Further user ids whose processes may connect, beside the one the daemon runs as.
         pub allow_uids: Vec<u32> = Vec::new(),
+        /// User ids whose processes may only ask how a daemon fares (`/healthz`, `/metrics`, `/targets`), such as that of Prometheus.
+        pub metrics_uids: Vec<u32> = Vec::new(),
         /// Let nodes gossip in the clear when they have no identity; for closed networks and tests. Each start warns of it.
         pub gossip_plaintext: bool = false,
     }

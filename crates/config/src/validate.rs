@@ -178,6 +178,17 @@ impl Config {
         let worker = &self.worker;
         check.word("worker.approval_policy", &worker.approval_policy, APPROVAL_POLICIES);
         check.word("worker.sandbox_mode", &worker.sandbox_mode, SANDBOX_MODES);
+        check.word("worker.codex_provider", &worker.codex_provider, &["own", "pool"]);
+        check.word("worker.pool_carriage", &worker.pool_carriage, &["auto", "grpc", "mailbox"]);
+        let is_address = |text: &String| {
+            text.rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+        };
+        check.that(
+            worker.pool_address.as_ref().is_none_or(is_address),
+            "worker.pool_address",
+            "must be host:port, such as login1:7955",
+        );
         check.positive("worker.approval_timeout", worker.approval_timeout);
         check.positive("worker.restart_delay", worker.restart_delay);
         check.at_least("worker.segment_bytes", worker.segment_bytes, MIN_SEGMENT);
@@ -373,6 +384,8 @@ fn check_scaling(scaling: &NodeScalingConfig, check: &mut Check) {
     }
     check.at_least("node_scaling.fetch.max_bytes", scaling.fetch.max_bytes, HumanSize(1024));
     check.positive("node_scaling.fetch.timeout", scaling.fetch.timeout);
+    check.at_least("node_scaling.cache.max_bytes", scaling.cache.max_bytes, HumanSize::mib(1));
+    check.positive("node_scaling.cache.ttl", scaling.cache.ttl);
 }
 
 fn check_provider(path: &str, provider: &ProviderSettings, check: &mut Check) {

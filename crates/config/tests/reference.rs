@@ -40,7 +40,16 @@ fn every_error_code_has_a_paragraph() {
 #[test]
 fn links_between_pages_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    for page in ["README.md", "CONTRIBUTING.md", "docs/USER_GUIDE.md", "docs/errors.md", "docs/architecture.md"] {
+    for page in [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/USER_GUIDE.md",
+        "docs/errors.md",
+        "docs/architecture.md",
+        "docs/operators.md",
+        "docs/runbook.md",
+        "docs/security.md",
+    ] {
         let page = root.join(page);
         let text = std::fs::read_to_string(&page).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

@@ -11,11 +11,15 @@
 //!                  v          | outcomes
 //!              provider: wire formats of gemini, openai, anthropic and theirs; sim, which only pretends
 //!
+//! pool                    the same front for agents on nodes that have no way to the internet
 //! research, coordinator   plans of many tasks, carried out by the shell
+//! nodes                   who reads pages when there are nodes to do it
 //! search, fetch, errands  what a task may read of the network before a model sees it
 //! ```
 
+mod cache;
 pub mod call;
+mod configured;
 pub mod coordinator;
 pub mod core;
 mod errands;
@@ -24,12 +28,16 @@ mod grpc;
 mod http;
 pub mod ledger;
 mod metrics;
+pub mod nodes;
+pub mod pool;
 pub mod provider;
 pub mod research;
 mod run;
 pub mod search;
 mod session;
 mod settings;
+pub mod setup;
 pub mod shell;
 
+pub use configured::{Configured, key_dir, key_file, setup_file, user_dir};
 pub use run::Dispatcher;

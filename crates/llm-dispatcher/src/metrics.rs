@@ -19,6 +19,10 @@ pub(crate) struct Metrics {
     tasks: Family<Label, Counter>,
     /// What the core warned of, by code.
     warnings: Family<Label, Counter>,
+    /// Questions that an answer may have been kept for, by what came of that.
+    cache: Family<Label, Counter>,
+    /// Tokens that providers said they counted, by direction.
+    tokens: Family<Label, Counter>,
     /// Calls under way.
     pub(crate) under_way: Gauge,
     /// Tasks that were handed in and are not over.
@@ -39,6 +43,8 @@ impl Metrics {
         r.register("calls", "Calls to providers, by why they were made", m.calls.clone());
         r.register("tasks", "Tasks that are over, by how they ended", m.tasks.clone());
         r.register("warnings", "What was warned of, by code", m.warnings.clone());
+        r.register("cache", "Questions to the cache, by what it had", m.cache.clone());
+        r.register("tokens", "Tokens that providers counted, by direction", m.tokens.clone());
         r.register("calls_under_way", "Calls under way", m.under_way.clone());
         r.register("open_tasks", "Tasks that were handed in and are not over", m.open_tasks.clone());
         r.register("spent_usd", "What calls cost, broken off ones at their worst case", m.spent_usd.clone());
@@ -52,6 +58,15 @@ impl Metrics {
 
     pub(crate) fn task(&self, status: &'static str) {
         self.tasks.get_or_create(&[("status", status)]).inc();
+    }
+
+    pub(crate) fn cache(&self, what: &'static str) {
+        self.cache.get_or_create(&[("what", what)]).inc();
+    }
+
+    pub(crate) fn tokens(&self, input: u64, output: u64) {
+        self.tokens.get_or_create(&[("direction", "input")]).inc_by(input);
+        self.tokens.get_or_create(&[("direction", "output")]).inc_by(output);
     }
 
     pub(crate) fn warning(&self, code: &'static str) {

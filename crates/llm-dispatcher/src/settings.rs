@@ -11,18 +11,19 @@ use async_trait::async_trait;
 use drover_config::{Config, Env, ModelPricing, NodeScalingConfig, ProviderSettings};
 use drover_service::ExitWith;
 
+use crate::cache::CacheSettings;
 use crate::call::{CallAnswer, CallError, CallRequest, FailureKind, Provider, Sink};
+use crate::configured::{Configured, key_dir, key_file};
 use crate::core::{HedgeSettings, LaneSettings, Money, Price, RetrySettings, Settings as CoreSettings};
 use crate::ledger::Zone;
 use crate::provider::{
     self, Endpoint, EndpointError, HttpClient, KeySource, MaxTokensField, Prices, ProviderKind, Sim,
 };
+use crate::setup;
 use crate::shell::{Lanes, NewLane};
 
 /// Port of gRPC and HTTP unless another is configured.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7955);
-/// A configuration of the dispatcher from before there was drover, below the user's directory of configurations.
-const OLDER: &str = "clawdbot/node-scaling.yaml";
 /// Exit code for a configuration that cannot be used.
 const BAD_CONFIG: u8 = 78;
 /// Tasks that may wait, whoever handed them in; runs hand in theirs as room becomes free.
@@ -39,31 +40,20 @@ pub(crate) struct Settings {
     pricing: BTreeMap<String, ModelPricing>,
     /// Where days of the budget begin.
     pub(crate) zone: Zone,
+    /// Where keys lie that no setting names.
+    pub(crate) key_dir: Option<PathBuf>,
 }
 
 impl Settings {
     /// Brings the configuration together: that of drover, or an older one of the dispatcher alone, or simulated answers.
     pub(crate) fn new(config: &Config, source: Option<&Path>) -> anyhow::Result<Self> {
-        let said = |path: &Path| path.display().to_string();
-        let (scaling, pricing, source) = match (&config.node_scaling, older_file(&Env::of_process())) {
-            (Some(scaling), _) => {
-                let source = source.map_or_else(|| "the environment".to_owned(), said);
-                (scaling.clone(), config.model_pricing.clone(), Some(source))
-            }
-            (None, Some(path)) => {
-                let loaded = drover_config::load(Some(&path))
-                    .map_err(|error| ExitWith { code: BAD_CONFIG, message: error.to_string() })?;
-                let mut pricing = config.model_pricing.clone();
-                pricing.extend(loaded.config.model_pricing);
-                let scaling = loaded.config.node_scaling;
-                let source = scaling.is_some().then(|| said(&path));
-                (scaling.unwrap_or_default(), pricing, source)
-            }
-            (None, None) => (NodeScalingConfig::default(), config.model_pricing.clone(), None),
-        };
+        let env = Env::of_process();
+        let configured = Configured::of(config, source, &env)
+            .map_err(|error| ExitWith { code: BAD_CONFIG, message: error.to_string() })?;
+        let Configured { scaling, pricing, source } = configured;
         let zone = Zone::named(scaling.cost.timezone.as_deref())
             .map_err(|error| wrong(format!("node_scaling.cost.timezone: {error}")))?;
-        Ok(Self { scaling, source, pricing, zone })
+        Ok(Self { scaling, source, pricing, zone, key_dir: key_dir(&env) })
     }
 
     /// Address that is asked for; unset: the default, or a free port.
@@ -122,7 +112,22 @@ impl Settings {
         }
         let pricing = self.pricing.clone();
         let timeout = scaling.limits.timeout.get();
-        Ok(Lanes::new(lanes, chained, timeout, move |provider, model| price_of(&pricing, &table, provider, model)))
+        let lanes =
+            Lanes::new(lanes, chained, timeout, move |provider, model| price_of(&pricing, &table, provider, model));
+        Ok(if scaling.search.backend == "off" { lanes } else { lanes.with_fees(&scaling.search.backend, timeout) })
+    }
+
+    /// What a model costs; `None` when nobody knows.
+    pub(crate) fn price(&self, provider: &str, model: &str) -> Option<Price> {
+        setup::price(&self.pricing, provider, model)
+    }
+
+    /// How answers are kept; `None` when they are not.
+    pub(crate) fn cache(&self) -> Option<CacheSettings> {
+        let NodeScalingConfig { cache, provider, fallback, coordinator, sim, .. } = &self.scaling;
+        // A name says nothing of who stands behind it: another address is another provider.
+        let places = serde_json::to_string(&(provider, fallback, coordinator, sim)).unwrap_or_default();
+        cache.enabled.then(|| CacheSettings { max_bytes: cache.max_bytes.0, ttl: cache.ttl.get(), salt: places })
     }
 
     fn lane(&self, settings: &ProviderSettings, table: &Prices, http: &HttpClient) -> anyhow::Result<NewLane> {
@@ -168,14 +173,15 @@ impl Settings {
                 ..provider::SimSettings::default()
             })));
         }
-        let endpoint = endpoint_of(settings);
+        let endpoint = endpoint_of(settings, self.key_dir.as_deref());
         provider::build(&endpoint, http, |name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 }
 
 /// What is configured of a provider, as its wire format wants it.
-fn endpoint_of(settings: &ProviderSettings) -> Endpoint {
+pub(crate) fn endpoint_of(settings: &ProviderSettings, key_dir: Option<&Path>) -> Endpoint {
     let mut endpoint = Endpoint::named(&settings.name, None);
+    let file = key_file(key_dir, &settings.name);
     if endpoint.kind == ProviderKind::Sim {
         // With an address it is somebody's server, whatever it is called.
         endpoint.kind = ProviderKind::Compatible;
@@ -184,7 +190,9 @@ fn endpoint_of(settings: &ProviderSettings) -> Endpoint {
     if let Some(file) = &settings.api_key_file {
         endpoint.key = KeySource::File(file.clone());
     } else if let Some(variable) = &settings.api_key_env {
-        endpoint.key = KeySource::Env { variable: variable.clone(), file: None };
+        endpoint.key = KeySource::Env { variable: variable.clone(), file };
+    } else if let KeySource::Env { file: usual, .. } = &mut endpoint.key {
+        *usual = file;
     }
     endpoint.api_version.clone_from(&settings.api_version);
     endpoint.max_tokens_field = settings.max_tokens_field.as_deref().map(|field| match field {
@@ -239,13 +247,6 @@ pub(crate) fn price_of(
     Some((listed.price, listed.up_to_input_tokens))
 }
 
-/// The older configuration, when there is one. An address in it is the user's own affair.
-fn older_file(env: &Env) -> Option<PathBuf> {
-    let var = |name: &str| env.vars.get(name).filter(|value| value.starts_with('/')).map(PathBuf::from);
-    let dir = var("XDG_CONFIG_HOME").or_else(|| var("HOME").map(|home| home.join(".config")))?;
-    Some(dir.join(OLDER)).filter(|path| path.is_file())
-}
-
 fn wrong(message: String) -> ExitWith {
     ExitWith { code: BAD_CONFIG, message }
 }
@@ -260,7 +261,7 @@ pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
-    use drover_config::{CostConfig, HumanDuration, SimSettings};
+    use drover_config::{CostConfig, HumanDuration, HumanSize, SimSettings};
 
     use super::*;
 
@@ -324,14 +325,18 @@ mod tests {
             max_tokens_field: Some("max_completion_tokens".to_owned()),
             max_tokens: 77,
         };
-        let endpoint = endpoint_of(&settings);
+        let keys = Some(Path::new("/keys"));
+        let endpoint = endpoint_of(&settings, keys);
         assert_eq!((endpoint.name.as_str(), endpoint.kind), ("groq", ProviderKind::Groq));
-        assert_eq!(endpoint.key, KeySource::Env { variable: "SOME_KEY".to_owned(), file: None });
+        let fallback = Some("/keys/groq-key.txt".into());
+        assert_eq!(endpoint.key, KeySource::Env { variable: "SOME_KEY".to_owned(), file: fallback.clone() });
+        let usual = endpoint_of(&ProviderSettings { api_key_env: None, ..settings.clone() }, keys);
+        assert_eq!(usual.key, KeySource::Env { variable: "GROQ_API_KEY".to_owned(), file: fallback });
         assert_eq!(endpoint.base_url, settings.base_url);
         assert_eq!(endpoint.api_version.as_deref(), Some("v9"));
         assert_eq!(endpoint.max_tokens_field, Some(MaxTokensField::MaxCompletionTokens));
         let file = ProviderSettings { api_key_env: None, api_key_file: Some("/k".into()), ..settings.clone() };
-        assert_eq!(endpoint_of(&file).key, KeySource::File("/k".into()));
+        assert_eq!(endpoint_of(&file, keys).key, KeySource::File("/k".into()));
 
         let of = |name: &str| ProviderSettings {
             name: name.to_owned(),
@@ -379,6 +384,20 @@ mod tests {
         let (first, second, _) = ask(limited).await;
         assert!(first.is_ok(), "{first:?}");
         assert_eq!(second.unwrap_err(), FailureKind::RateLimited);
+    }
+
+    #[test]
+    fn answers_are_kept_as_configured() {
+        let mut scaling = NodeScalingConfig::default();
+        assert!(settings(scaling.clone(), &[]).cache().is_none(), "only when enabled");
+        scaling.cache.enabled = true;
+        scaling.cache.max_bytes = HumanSize::mib(3);
+        scaling.cache.ttl = HumanDuration::secs(90);
+        let one = settings(scaling.clone(), &[]).cache().unwrap();
+        assert_eq!((one.max_bytes, one.ttl), (3 << 20, Duration::from_secs(90)));
+        // The same name at another address is somebody else.
+        scaling.provider.base_url = Some("http://127.0.0.1:2".to_owned());
+        assert_ne!(settings(scaling, &[]).cache().unwrap().salt, one.salt);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!   set aside for us on this day    =     spent  +  reserved for calls under way  +  free
 //! ```
 //!
-//! Money is asked of the ledger in leases of less than a hundredth of the cap, before it is needed, so that a call reserves
+//! Money is asked of the ledger in leases of a 256th of the cap, before it is needed, so that a call reserves
 //! without waiting for a disk. After a crash the ledger counts all that was set aside as spent: calls that were under way may
 //! well have been billed, and what was free is given up, which is never more than [`MOST_FREE`] leases.
 
@@ -15,7 +15,7 @@ use super::money::Money;
 use super::task::LeaseId;
 
 /// A lease is the cap divided by this.
-const LEASES_IN_CAP: u128 = 128;
+const LEASES_IN_CAP: u128 = 256;
 
 /// More free money than so many leases is given back.
 const MOST_FREE: u64 = 2;
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn nothing_is_reserved_before_the_lease_is_on_disk() {
-        let mut purse = Purse::new(Some(CENT.times(128)), None);
+        let mut purse = Purse::new(Some(CENT.times(256)), None);
         let mut wishes = Vec::new();
         assert_eq!(purse.reserve(CENT.divided_by(10), &mut wishes), Funds::Wait, "no day has begun");
         purse.begin_day(7, Money::ZERO, &mut wishes);
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn the_rest_of_the_cap_is_used_and_then_it_is_exhausted() {
-        let mut purse = Purse::new(Some(CENT.times(128)), Some(CENT));
+        let mut purse = Purse::new(Some(CENT.times(256)), Some(CENT));
         let mut wishes = Vec::new();
         purse.begin_day(1, Money::ZERO, &mut wishes);
         let call = CENT.divided_by(4);
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_call_belongs_to_the_day_on_which_it_began() {
-        let mut purse = Purse::new(Some(CENT.times(128)), Some(CENT.divided_by(2)));
+        let mut purse = Purse::new(Some(CENT.times(256)), Some(CENT.divided_by(2)));
         let mut wishes = Vec::new();
         purse.begin_day(1, Money::ZERO, &mut wishes);
         purse.reserve(CENT, &mut wishes);

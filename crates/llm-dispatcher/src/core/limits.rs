@@ -15,6 +15,9 @@ const HEADROOM: f64 = 0.99;
 /// How much closer together two calls may arrive than they were sent.
 const JITTER: Duration = Duration::from_millis(5);
 
+/// How late a call may be let go after its time and still count as on time: timers are that coarse, and machines busy.
+const LATE: Duration = Duration::from_millis(4);
+
 /// What is left of the pace after a refusal that nothing explains.
 const CUT: f64 = 0.7;
 
@@ -48,7 +51,10 @@ impl Gcra {
 
     /// Lets so many units go.
     pub fn take(&mut self, now: Duration, units: f64) {
-        self.paid_at = self.paid_at.max(now.as_secs_f64()) + units * self.per_unit;
+        let now = now.as_secs_f64();
+        // What was let go a little late had its turn when it was due: else every late wake would cost some of the rate.
+        let begin = if now - self.paid_at > LATE.as_secs_f64() { now } else { self.paid_at };
+        self.paid_at = begin + units * self.per_unit;
     }
 
     /// Gives back what was let go and not used.
@@ -322,6 +328,21 @@ mod tests {
         assert!((limiter.rate().unwrap() - 60.0).abs() < 1e-6, "a quota of a day is no pace");
         limiter.hint(Duration::from_secs(10), Duration::from_secs(2), &say(300));
         assert!((limiter.rate().unwrap() - 60.0).abs() < 1e-6, "an answer to an older call tells of how it was");
+    }
+
+    #[test]
+    fn calls_that_go_late_lose_nothing_of_the_rate() {
+        let mut gcra = Gcra::new(6000.0, 1.0);
+        let (mut now, mut went) = (Duration::ZERO, 0);
+        while now < Duration::from_secs(10) {
+            gcra.take(now, 1.0);
+            went += 1;
+            // A timer that fires up to two milliseconds late, by turns.
+            now = gcra.ready_at(1.0) + Duration::from_micros(700 * (went % 4));
+        }
+        assert!((985..=992).contains(&went), "{went} calls in ten seconds, 990 are allowed");
+        gcra.take(Duration::from_secs(20), 1.0);
+        assert!(gcra.ready_at(1.0) > Duration::from_secs(20), "a pause is not made up for");
     }
 
     #[test]

@@ -54,6 +54,9 @@ pub enum FetchError {
     /// It took too long.
     #[error("no {what} within {} s", limit.as_secs())]
     Timeout { what: &'static str, limit: Duration },
+    /// The dispatcher, which was to read it, did not; this is what it says.
+    #[error("{0}")]
+    Elsewhere(String),
     /// Our own part failed.
     #[error("this program could not do its part: {0}")]
     Internal(String),
@@ -85,6 +88,7 @@ impl FetchError {
             Self::Resolve { .. } => "no_address",
             Self::Transport { .. } => "transport",
             Self::Timeout { .. } => "timeout",
+            Self::Elsewhere(_) => "dispatcher",
             Self::Internal(_) => "internal",
         }
     }
@@ -119,6 +123,7 @@ impl FetchError {
             Self::ContentType { .. } => "HTML, plain text, Markdown, CSV, XML and JSON are read",
             Self::Encoding { .. } => "the server is at fault; use another source",
             Self::Resolve { .. } => "look whether the name is spelt right and this machine can look up names",
+            Self::Elsewhere(_) => "`drover fetch` with the URL says more",
             Self::Internal(_) => "this is a fault of ours; the log says more with DROVER_LOG=debug",
         }
     }

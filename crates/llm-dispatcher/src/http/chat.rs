@@ -1,5 +1,6 @@
 //! `/v1/chat/completions`.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Front;
@@ -175,42 +176,102 @@ fn finish(finish: &Finish) -> &'static str {
     }
 }
 
-fn usage_json(usage: &Usage) -> Value {
-    json!({
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.input_tokens + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_input_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    })
+/// An answer as it is written: without a tree of values in between, because it is what is asked for most.
+#[derive(Debug, Serialize)]
+struct Completion<'a> {
+    id: Cow<'a, str>,
+    object: &'static str,
+    created: u64,
+    model: String,
+    choices: [Choice<'a>; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageBody>,
+    drover: Value,
 }
 
-fn completion(answer: &CallAnswer, facts: &Facts) -> Value {
-    let mut message = json!({"role": "assistant", "content": answer.text, "refusal": null});
-    if !answer.tool_calls.is_empty() {
-        if answer.text.is_empty() {
-            message["content"] = Value::Null;
+#[derive(Debug, Serialize)]
+struct Choice<'a> {
+    index: u32,
+    message: AnswerMessage<'a>,
+    logprobs: Option<()>,
+    finish_reason: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct AnswerMessage<'a> {
+    role: &'static str,
+    content: Option<&'a str>,
+    refusal: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<MadeCall<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct MadeCall<'a> {
+    id: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: MadeFunction<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct MadeFunction<'a> {
+    name: &'a str,
+    arguments: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct UsageBody {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+    prompt_tokens_details: InputDetails,
+    completion_tokens_details: OutputDetails,
+}
+
+#[derive(Debug, Serialize)]
+struct InputDetails {
+    cached_tokens: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct OutputDetails {
+    reasoning_tokens: u64,
+}
+
+impl From<&Usage> for UsageBody {
+    fn from(usage: &Usage) -> Self {
+        Self {
+            prompt_tokens: usage.input_tokens,
+            completion_tokens: usage.output_tokens,
+            total_tokens: usage.input_tokens.saturating_add(usage.output_tokens),
+            prompt_tokens_details: InputDetails { cached_tokens: usage.cached_input_tokens },
+            completion_tokens_details: OutputDetails { reasoning_tokens: usage.reasoning_tokens },
         }
-        message["tool_calls"] = answer
-            .tool_calls
-            .iter()
-            .map(|call| {
-                json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}})
-            })
-            .collect();
     }
-    let mut body = json!({
-        "id": answer.response_id.clone().unwrap_or_else(fresh_id),
-        "object": "chat.completion",
-        "created": facts.created(),
-        "model": facts.model(answer),
-        "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": finish(&answer.finish)}],
-        "drover": facts.json(),
-    });
-    if let Some(usage) = &answer.usage {
-        body["usage"] = usage_json(usage);
+}
+
+fn completion<'a>(answer: &'a CallAnswer, facts: &Facts) -> Completion<'a> {
+    let tool_calls: Vec<MadeCall<'_>> = answer
+        .tool_calls
+        .iter()
+        .map(|call| MadeCall {
+            id: &call.id,
+            kind: "function",
+            function: MadeFunction { name: &call.name, arguments: &call.arguments },
+        })
+        .collect();
+    let content = (tool_calls.is_empty() || !answer.text.is_empty()).then_some(answer.text.as_str());
+    let message = AnswerMessage { role: "assistant", content, refusal: None, tool_calls };
+    Completion {
+        id: answer.response_id.as_deref().map_or_else(|| fresh_id().into(), Cow::from),
+        object: "chat.completion",
+        created: facts.created(),
+        model: facts.model(answer),
+        choices: [Choice { index: 0, message, logprobs: None, finish_reason: finish(&answer.finish) }],
+        usage: answer.usage.as_ref().map(UsageBody::from),
+        drover: facts.json(),
     }
-    body
 }
 
 /// Writes an answer in chunks.
@@ -266,7 +327,7 @@ impl Writer for Chunks {
             && let Some(usage) = &answer.usage
         {
             let mut last = self.chunk(&json!([]));
-            last["usage"] = usage_json(usage);
+            last["usage"] = json!(UsageBody::from(usage));
             last["drover"] = facts.json();
             write_event(&last, out);
         }

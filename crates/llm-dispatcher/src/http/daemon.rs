@@ -97,10 +97,15 @@ pub(super) async fn parallel(
     // A client of its own: another request's prompts neither wait behind these nor show up in its lines.
     let client = front.pool.client(1);
     let priority = super::clients::priority(&headers);
-    let batch = Batch { prompts: body.prompts, grounded: body.options.web_search, chain, max_tokens, priority };
-    let (lines, written) = mpsc::channel(AHEAD);
-    // The reader of the lines carries the work: when it goes away, so does the client, and all that it waits for.
-    let work = batch.work(client, lines);
+    let cache = inbound::may_be_kept(&headers);
+    let batch = Batch { prompts: body.prompts, grounded: body.options.web_search, chain, max_tokens, priority, cache };
+    let (to, written) = mpsc::channel(AHEAD);
+    let work = batch.work(client, to);
+    Ok(lines(work, written))
+}
+
+/// Answers with JSON lines. Their reader carries the work: when it goes away, so does all that the work waits for.
+pub(super) fn lines(work: impl Future<Output = ()> + Send + 'static, written: mpsc::Receiver<Bytes>) -> Response {
     let stream =
         futures::stream::unfold((Box::pin(work), written, false), |(mut work, mut written, over)| async move {
             if over {
@@ -117,7 +122,7 @@ pub(super) async fn parallel(
             }
         });
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((kind, Body::from_stream(stream)).into_response())
+    (kind, Body::from_stream(stream)).into_response()
 }
 
 struct Batch {
@@ -126,9 +131,10 @@ struct Batch {
     chain: Chain,
     max_tokens: u32,
     priority: crate::core::Priority,
+    cache: bool,
 }
 
-fn line(value: &Value) -> Bytes {
+pub(super) fn line(value: &Value) -> Bytes {
     let mut text = value.to_string();
     text.push('\n');
     text.into()
@@ -178,6 +184,7 @@ impl Batch {
         };
         let mut job = Job::call(request, self.chain.clone());
         job.priority = self.priority;
+        job.cache = self.cache;
         job
     }
 

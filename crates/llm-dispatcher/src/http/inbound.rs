@@ -54,7 +54,14 @@ pub(super) fn job(request: CallRequest, chain: Chain, headers: &HeaderMap) -> Jo
     let mut job = Job::call(request, chain);
     job.priority = super::clients::priority(headers);
     job.within = Some(asked.unwrap_or(WITHIN));
+    job.cache = may_be_kept(headers);
     job
+}
+
+/// Whether an answer that was kept will do; the header by which programs say that it will not is that of the web.
+pub(super) fn may_be_kept(headers: &HeaderMap) -> bool {
+    let said = headers.get(axum::http::header::CACHE_CONTROL).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    !said.split(',').any(|word| matches!(word.trim(), "no-cache" | "no-store"))
 }
 
 /// A conversation as it is put together.

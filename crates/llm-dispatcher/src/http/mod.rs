@@ -3,7 +3,7 @@
 //! ```text
 //! guard: Host, Origin, bearer token, size of the body
 //!   chat        POST /v1/chat/completions      responses   POST /v1/responses      GET /v1/models
-//!   daemon      POST /parallel   GET /status   GET /health
+//!   daemon      POST /parallel   GET /status   GET /health     research    POST /research
 //! ```
 //!
 //! It is a translator: what a request is worth, when it goes and what it costs is decided where all other work is decided too.
@@ -16,6 +16,7 @@ mod error;
 mod guard;
 mod inbound;
 mod outcome;
+mod research;
 mod responses;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use axum::routing::{get, post};
 
 pub(crate) use guard::{Access, load_or_make_token};
 
+use crate::errands::Errands;
 use crate::shell::Pool;
 use clients::Clients;
 
@@ -40,21 +42,37 @@ const WITHIN: Duration = Duration::from_mins(30);
 pub(crate) struct Front {
     pool: Pool,
     clients: Clients,
+    errands: Errands,
     started: std::time::Instant,
 }
 
-/// The routes, behind their guard.
-pub(crate) fn router(pool: &Pool, access: Access) -> Router {
-    let front = Arc::new(Front { clients: Clients::new(pool), pool: pool.clone(), started: std::time::Instant::now() });
-    let access = Arc::new(access);
-    let open = Router::new()
-        .route("/health", get(daemon::health))
-        .route_layer(axum::middleware::from_fn_with_state(Arc::clone(&access), guard::from_here));
+/// What agents on nodes may ask, for those who have found out who asks before a request comes here.
+pub(crate) fn routes_for_nodes(pool: &Pool, errands: Errands) -> Router {
+    models_routes().layer(DefaultBodyLimit::max(MAX_BODY)).with_state(front(pool, errands))
+}
+
+fn models_routes() -> Router<Arc<Front>> {
     Router::new()
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/responses", post(responses::create))
         .route("/v1/models", get(outcome::models))
+}
+
+fn front(pool: &Pool, errands: Errands) -> Arc<Front> {
+    let started = std::time::Instant::now();
+    Arc::new(Front { clients: Clients::new(pool), pool: pool.clone(), errands, started })
+}
+
+/// The routes, behind their guard.
+pub(crate) fn router(pool: &Pool, errands: Errands, access: Access) -> Router {
+    let front = front(pool, errands);
+    let access = Arc::new(access);
+    let open = Router::new()
+        .route("/health", get(daemon::health))
+        .route_layer(axum::middleware::from_fn_with_state(Arc::clone(&access), guard::from_here));
+    models_routes()
         .route("/parallel", post(daemon::parallel))
+        .route("/research", post(research::research))
         .route("/status", get(daemon::status))
         .route_layer(DefaultBodyLimit::max(MAX_BODY))
         .route_layer(axum::middleware::from_fn_with_state(access, guard::authorized))
@@ -62,5 +80,7 @@ pub(crate) fn router(pool: &Pool, access: Access) -> Router {
         .with_state(front)
 }
 
+#[cfg(test)]
+mod more_tests;
 #[cfg(test)]
 mod tests;

@@ -51,11 +51,18 @@ pub(super) struct Facts {
     attempts: u32,
     cost_usd: f64,
     ended_us: u64,
+    cached: bool,
 }
 
 impl Facts {
     fn of(done: &Done) -> Self {
-        Self { lane: done.lane.clone(), attempts: done.attempts, cost_usd: done.cost.usd(), ended_us: done.ended_us }
+        Self {
+            lane: done.lane.clone(),
+            attempts: done.attempts,
+            cost_usd: done.cost.usd(),
+            ended_us: done.ended_us,
+            cached: done.cached,
+        }
     }
 
     pub(super) fn simulated(&self) -> bool {
@@ -76,7 +83,8 @@ impl Facts {
     /// A field of our own, which clients of the interface ignore.
     pub(super) fn json(&self) -> Value {
         let provider = self.lane.as_ref().map_or("", |lane| lane.name.as_str());
-        json!({"provider": provider, "attempts": self.attempts, "cost_usd": self.cost_usd, "simulated": self.simulated()})
+        json!({"provider": provider, "attempts": self.attempts, "cost_usd": self.cost_usd, "simulated": self.simulated(),
+            "cached": self.cached})
     }
 }
 

@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use axum::response::Response;
+use drover_config::NodeScalingConfig;
 use drover_service::Context;
 use drover_testkit::mock_llm::{MockLlm, Settings as MockSettings};
 use http_body_util::BodyExt as _;
@@ -10,18 +11,21 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::cache::{Cache, CacheSettings};
 use crate::core::{HedgeSettings, LaneSettings, Money, Price, Settings as CoreSettings};
 use crate::ledger::{Ledger, Zone};
 use crate::metrics::Metrics;
-use crate::provider::{self, Endpoint, HttpClient, HttpSettings, Secret};
+use crate::provider::{self, Endpoint, HttpClient, HttpSettings, KeySource, Secret};
 use crate::shell::{Driver, Lanes, NewLane, Start};
 
 const TOKEN: &str = "a-token-of-the-tests";
 
-struct World {
-    mock: MockLlm,
+pub(super) struct World {
+    pub(super) mock: MockLlm,
     router: Router,
     ctx: Context,
+    pub(super) ledger: Ledger,
+    pub(super) pool: Pool,
     _dir: tempfile::TempDir,
 }
 
@@ -31,11 +35,26 @@ impl Drop for World {
     }
 }
 
-async fn world(mock: MockSettings, cap: Option<f64>) -> World {
-    let dir = tempfile::tempdir().unwrap();
+pub(super) async fn world(mock: MockSettings, cap: Option<f64>) -> World {
+    let settings = Setup { cap, ..Setup::default() };
+    world_with(MockLlm::start(mock).unwrap(), &settings, tempfile::tempdir().unwrap()).await
+}
+
+/// What a world is made of, beside the mock.
+#[derive(Default)]
+pub(super) struct Setup {
+    pub(super) cap: Option<f64>,
+    pub(super) cache: Option<CacheSettings>,
+    /// Search and fetch of it act.
+    pub(super) scaling: NodeScalingConfig,
+    /// The mock's key.
+    pub(super) key: Option<&'static str>,
+}
+
+pub(super) async fn world_with(mock: MockLlm, setup: &Setup, dir: tempfile::TempDir) -> World {
     let ctx = Context::for_test("llm-dispatcher", dir.path());
-    let mock = MockLlm::start(mock).unwrap();
-    let endpoint = Endpoint { base_url: Some(mock.base_url("local")), ..Endpoint::named("local", None) };
+    let key = setup.key.and_then(Secret::new).map_or(KeySource::None, KeySource::Given);
+    let endpoint = Endpoint { base_url: Some(mock.base_url("local")), key, ..Endpoint::named("local", None) };
     let provider = provider::build(&endpoint, &HttpClient::new(HttpSettings::default()), |_| None).unwrap();
     let price = Some(Price { input: 100_000, output: 400_000, ..Price::default() });
     let lane = NewLane {
@@ -47,32 +66,35 @@ async fn world(mock: MockSettings, cap: Option<f64>) -> World {
         unusable: None,
         settings: LaneSettings { price, ..LaneSettings::default() },
     };
-    let lanes =
-        Lanes::new(vec![lane], 1, std::time::Duration::from_mins(1), move |_, _| price.map(|price| (price, None)));
-    let (ledger, _closed) = Ledger::open(&ctx.state().join("dispatcher").unwrap()).unwrap();
+    let minute = std::time::Duration::from_mins(1);
+    let lanes = Lanes::new(vec![lane], 1, minute, move |_, _| price.map(|price| (price, None)));
+    let engine = &setup.scaling.search.backend;
+    let lanes = if engine == "off" { lanes } else { lanes.with_fees(engine, minute) };
+    let store = ctx.state().join("dispatcher").unwrap();
+    let (ledger, _closed) = Ledger::open(&store).unwrap();
     let settings = CoreSettings {
         max_nodes: 100,
         max_concurrent_api: 100,
-        max_daily_spend: cap.and_then(Money::from_usd),
+        max_daily_spend: setup.cap.and_then(Money::from_usd),
         // A slow machine would have calls made twice, and calls are counted here.
         hedge: HedgeSettings { max: 0, ..HedgeSettings::default() },
         ..CoreSettings::default()
     };
-    let start = Start {
-        settings,
-        lanes,
-        ledger,
-        zone: Zone::named(None).unwrap(),
-        metrics: Metrics::register(&ctx.registry()),
-        seed: 1,
-    };
+    let metrics = Metrics::register(&ctx.registry());
+    let zone = Zone::named(None).unwrap();
+    let start = Start { settings, lanes, ledger: ledger.clone(), zone, metrics: metrics.clone(), seed: 1 };
     let (pool, driver) = Driver::start(start, &ctx).await.unwrap();
     ctx.spawn("driver", driver.run());
-    let router = router(&pool, Access::new(Secret::new(TOKEN).unwrap()));
-    World { mock, router, ctx, _dir: dir }
+    let pool = match &setup.cache {
+        Some(cache) => pool.cached(Cache::open(&store, cache.clone(), metrics, &ctx)),
+        None => pool,
+    };
+    let errands = Errands::new(&setup.scaling, None, |_, _| None).unwrap();
+    let router = router(&pool, errands, Access::new(Secret::new(TOKEN).unwrap()));
+    World { mock, router, ctx, ledger, pool, _dir: dir }
 }
 
-fn request(method: &str, path: &str, body: Option<&Value>) -> Request<Body> {
+pub(super) fn request(method: &str, path: &str, body: Option<&Value>) -> Request<Body> {
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -83,30 +105,30 @@ fn request(method: &str, path: &str, body: Option<&Value>) -> Request<Body> {
 }
 
 impl World {
-    async fn send(&self, request: Request<Body>) -> Response {
+    pub(super) async fn send(&self, request: Request<Body>) -> Response {
         self.router.clone().oneshot(request).await.unwrap()
     }
 
-    async fn post(&self, path: &str, body: &Value) -> (StatusCode, String) {
+    pub(super) async fn post(&self, path: &str, body: &Value) -> (StatusCode, String) {
         let response = self.send(request("POST", path, Some(body))).await;
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(bytes.to_vec()).unwrap())
     }
 
-    async fn post_json(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+    pub(super) async fn post_json(&self, path: &str, body: &Value) -> (StatusCode, Value) {
         let (status, text) = self.post(path, body).await;
         (status, serde_json::from_str(&text).unwrap())
     }
 }
 
 /// The `data` of every event of a stream; `[DONE]` as text.
-fn events(text: &str) -> Vec<Value> {
+pub(super) fn events(text: &str) -> Vec<Value> {
     let data = text.split("\n\n").filter_map(|event| event.lines().find_map(|line| line.strip_prefix("data: ")));
     data.map(|data| serde_json::from_str(data).unwrap_or_else(|_| json!(data))).collect()
 }
 
-fn chat(prompt: &str) -> Value {
+pub(super) fn chat(prompt: &str) -> Value {
     json!({"model": "small", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]})
 }
 

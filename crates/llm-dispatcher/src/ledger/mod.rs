@@ -130,7 +130,7 @@ impl Ledger {
         self.commands.send(Command::GiveBack { day, amount }).await.map_err(|_| LedgerError::Closed)
     }
 
-    /// Writes down what a call cost, taken from what was set aside when there was something.
+    /// Writes down what calls cost, taken from what was set aside when there was something.
     pub async fn charge(&self, charge: Charge) -> Result<(), LedgerError> {
         self.commands.send(Command::Charge(charge)).await.map_err(|_| LedgerError::Closed)
     }

@@ -6,21 +6,23 @@ use super::{Day, Granted};
 use crate::call::Usage;
 use crate::core::Money;
 
-/// What one call cost.
+/// What calls cost, one or several of the same day, provider and model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Charge {
-    /// The day that it began on.
+    /// The day that they began on.
     pub day: Day,
     /// Who was asked.
     pub provider: String,
     /// Which model.
     pub model: String,
-    /// What it cost.
+    /// How many they are.
+    pub calls: u64,
+    /// What they cost.
     pub amount: Money,
-    /// The provider did not say, so this is the most that it can have cost.
+    /// The provider did not say, so this is the most that they can have cost.
     pub estimated: bool,
-    /// What the provider counted, when it said.
-    pub usage: Option<Usage>,
+    /// What the provider counted; nothing where it did not say.
+    pub usage: Usage,
 }
 
 /// What was spent on one day.
@@ -108,19 +110,19 @@ pub(super) fn give_back(connection: &Connection, start: i64, day: Day, amount: M
     take.execute(params![start, day.to_string(), stored(amount)]).map(|_| ())
 }
 
-/// Writes down what a call cost.
+/// Writes down what calls cost.
 pub(super) fn charge(connection: &Connection, start: i64, charge: &Charge) -> rusqlite::Result<()> {
     let (day, amount) = (charge.day.to_string(), stored(charge.amount));
-    let usage = charge.usage.unwrap_or_default();
     let mut add = connection.prepare_cached(
         "INSERT INTO charges (day, provider, model, calls, input_tokens, output_tokens, cost, estimated)
-         VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7)
-         ON CONFLICT DO UPDATE SET calls = calls + 1, input_tokens = input_tokens + ?4,
+         VALUES (?1, ?2, ?3, ?8, ?4, ?5, ?6, ?7)
+         ON CONFLICT DO UPDATE SET calls = calls + ?8, input_tokens = input_tokens + ?4,
              output_tokens = output_tokens + ?5, cost = cost + ?6, estimated = estimated + ?7",
     )?;
     let estimated = if charge.estimated { amount } else { 0 };
-    let (input, output) = (counter(usage.input_tokens), counter(usage.output_tokens));
-    add.execute(params![day, charge.provider, charge.model, input, output, amount, estimated])?;
+    let (input, output) = (counter(charge.usage.input_tokens), counter(charge.usage.output_tokens));
+    let calls = counter(charge.calls);
+    add.execute(params![day, charge.provider, charge.model, input, output, amount, estimated, calls])?;
     let mut take =
         connection.prepare_cached("UPDATE leases SET charged = charged + ?3 WHERE start = ?1 AND day = ?2")?;
     take.execute(params![start, day, amount]).map(|_| ())

@@ -22,8 +22,8 @@ fn today() -> Day {
 }
 
 fn charge(amount: Money) -> Charge {
-    let usage = Some(Usage { input_tokens: 10, output_tokens: 5, ..Usage::default() });
-    Charge { day: today(), provider: "p".into(), model: "m".into(), amount, estimated: false, usage }
+    let usage = Usage { input_tokens: 10, output_tokens: 5, ..Usage::default() };
+    Charge { day: today(), provider: "p".into(), model: "m".into(), calls: 1, amount, estimated: false, usage }
 }
 
 fn run(name: &str, began_ms: u64) -> Run {

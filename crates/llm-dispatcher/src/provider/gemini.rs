@@ -298,6 +298,8 @@ impl UsageBody {
 fn finish(reason: &str) -> Finish {
     match reason {
         "STOP" => Finish::Stop,
+        // Gemini itself says STOP; servers that speak its format say this.
+        "FUNCTION_CALL" => Finish::ToolCalls,
         "MAX_TOKENS" => Finish::Length,
         "SAFETY"
         | "RECITATION"

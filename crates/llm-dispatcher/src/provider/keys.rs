@@ -143,17 +143,29 @@ impl KeySource {
     }
 }
 
-/// Reads a secret from a file that only its owner, who is this user, can read.
+/// Reads a secret from a file that only its owner, who is this user, can read. A name without a directory is that of a
+/// credential which the supervisor hands over, where it does.
 pub fn read_key_file(path: &Path) -> Result<Secret, KeyError> {
+    let handed_over = std::env::var_os(CREDENTIALS).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    read_key(path, handed_over.as_deref())
+}
+
+/// Where systemd puts what `LoadCredential=` names.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+fn read_key(path: &Path, handed_over: Option<&Path>) -> Result<Secret, KeyError> {
+    let credential = handed_over.filter(|_| path.components().count() == 1).map(|dir| dir.join(path));
+    let (path, is_credential) = (credential.as_deref().unwrap_or(path), credential.is_some());
     let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
     // Of the open file, not of the path: that may be another one by now.
     let metadata = file.metadata().map_err(unreadable)?;
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
+    // A credential is root's, and we alone may read it by an access list, whose mask stands where the group's rights do.
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o777);
+    if owner != rustix::process::geteuid().as_raw() && !(is_credential && owner == 0) {
         return Err(KeyError::Foreign { path: path.to_owned() });
     }
-    let mode = metadata.mode() & 0o777;
-    if mode & 0o077 != 0 {
+    if mode & (if is_credential { 0o007 } else { 0o077 }) != 0 {
         return Err(KeyError::TooOpen { path: path.to_owned(), mode });
     }
     let mut text = String::new();
@@ -196,6 +208,23 @@ mod tests {
         assert!(error.contains("A_KEY") && error.contains("gemini-key.txt"), "{error}");
         let bad = source.load(|_| Some("tab\u{1}inside".into())).unwrap_err().to_string();
         assert!(!bad.contains("tab"), "{bad}");
+    }
+
+    #[test]
+    fn a_name_without_a_directory_is_a_credential_where_there_are_some() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys_openai");
+        std::fs::write(&path, "handed-over\n").unwrap();
+        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o440);
+        let read = |name: &str| read_key(Path::new(name), Some(dir.path()));
+        assert!(read("keys_openai").unwrap().is("handed-over"));
+        // By its whole name it is a file as any other, and others may read it.
+        assert!(matches!(read_key(&path, Some(dir.path())), Err(KeyError::TooOpen { .. })));
+        assert!(matches!(read_key(Path::new("keys_openai"), None), Err(KeyError::Unreadable { .. })));
+        assert!(matches!(read("../keys_openai"), Err(KeyError::Unreadable { .. })));
+        mode(0o444);
+        assert!(matches!(read("keys_openai"), Err(KeyError::TooOpen { .. })));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::call::{
 #[derive(Debug)]
 pub(super) struct OpenAi {
     transport: Transport,
-    path: String,
+    path: Result<Uri, CallError>,
     max_tokens_field: MaxTokensField,
 }
 
@@ -30,6 +30,7 @@ impl OpenAi {
             ProviderKind::Groq if !base.ends_with("/v1") => format!("{base}/openai/v1/chat/completions"),
             _ => format!("{base}/chat/completions"),
         };
+        let path = Transport::path(&path);
         let habit = match endpoint.kind {
             ProviderKind::Compatible => MaxTokensField::MaxTokens,
             _ => MaxTokensField::MaxCompletionTokens,
@@ -92,7 +93,7 @@ impl Provider for OpenAi {
         if request.grounded {
             return Err(unsupported("this provider has no web search of its own: use search, or gemini"));
         }
-        let path: Uri = Transport::path(&self.path)?;
+        let path = self.path.clone()?;
         let mut begun = match self.transport.post(path, self.body(model, request)?, sink).await? {
             Reply::Begun(begun) => begun,
             Reply::Blocked(reason, hints) => {

@@ -97,6 +97,15 @@ impl Prices {
         self.models.get(&(provider.to_owned(), model.to_owned()))
     }
 
+    /// All models of a provider.
+    pub fn of_provider<'a>(&'a self, provider: &'a str) -> impl Iterator<Item = (&'a str, &'a Listed)> {
+        let of = move |((named, model), listed)| {
+            let (named, model): (&String, &String) = (named, model);
+            (named == provider).then_some((model.as_str(), listed))
+        };
+        self.models.iter().map(|((named, model), listed)| ((named, model), listed)).filter_map(of)
+    }
+
     /// The price of a model for an input of at most so many tokens; `None`: unknown, and whoever has a budget should refuse.
     pub fn price(&self, provider: &str, model: &str, input_upper_bound: u64) -> Option<Price> {
         let listed = self.listed(provider, model)?;

@@ -114,7 +114,7 @@ impl Transport {
         &self.base
     }
 
-    /// Makes a path that requests go to.
+    /// Makes a path that requests go to; where it is always the same, it is made once.
     pub(super) fn path(path: &str) -> Result<Uri, CallError> {
         path.parse().map_err(|_| {
             let message = "the name of the model has characters that no model has";

@@ -11,8 +11,10 @@
 //!
 //! The steps are traits ([`SearchBackend`], [`Pages`], [`Model`]); who stands behind them is decided elsewhere.
 
+pub(crate) mod detail;
 mod fence;
 mod pipeline;
+mod pooled;
 mod remote;
 #[cfg(test)]
 mod truth;
@@ -27,6 +29,7 @@ use crate::search::SearchBackend;
 
 pub use fence::{fence, flags};
 pub use pipeline::{ResearchSettings, Researcher};
+pub(crate) use pooled::Pooled;
 pub use remote::{Listener, Remote};
 
 /// What is to be found out.

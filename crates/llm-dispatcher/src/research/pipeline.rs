@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 
 use super::fence::{ABOUT_DATA, fence, flags};
 use super::{Ask, Finding, Grounding, Miss, Model, Outcome, Pages, Request, SearchBackend, Source};
@@ -79,12 +80,8 @@ impl Researcher {
     /// the order of the request, one finding for each subject.
     pub async fn run(&self, request: &Request, mut found: impl FnMut(&Finding)) -> Vec<Finding> {
         let began = Instant::now();
-        let ways = request.subjects.iter().enumerate().map(|(index, subject)| async move {
-            let started = began.elapsed();
-            let mut finding = self.one(index + 1, subject, &request.topic).await;
-            (finding.started, finding.ended) = (started, began.elapsed());
-            finding
-        });
+        let subjects = request.subjects.iter().enumerate();
+        let ways: Vec<_> = subjects.map(|(index, subject)| self.way(index, subject, &request.topic, began)).collect();
         let mut done: Vec<Option<Finding>> = vec![None; request.subjects.len()];
         let mut under_way = futures::stream::iter(ways).buffer_unordered(self.settings.width.max(1));
         while let Some(finding) = under_way.next().await {
@@ -93,6 +90,16 @@ impl Researcher {
             done[place] = Some(finding);
         }
         done.into_iter().flatten().collect()
+    }
+
+    /// The same with its times.
+    fn way<'a>(&'a self, index: usize, subject: &'a str, topic: &'a str, began: Instant) -> BoxFuture<'a, Finding> {
+        Box::pin(async move {
+            let started = began.elapsed();
+            let mut finding = self.one(index + 1, subject, topic).await;
+            (finding.started, finding.ended) = (started, began.elapsed());
+            finding
+        })
     }
 
     /// The way of one subject. Everything it finds is its own: nothing is looked up by place in a shared list.

@@ -1,18 +1,24 @@
-//! A dispatcher elsewhere as the model of research: one run of it, to which tasks are added as they come up.
+//! A dispatcher elsewhere as the tools of research: one run of it, to which tasks are added as they come up. Searching and
+//! reading go there too, so that they count in its limits and in its ledger, and can be done where there are workers for them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use drover_proto::dispatch as pb;
 use drover_proto::dispatch::dispatch_service_client::DispatchServiceClient;
 use futures::StreamExt as _;
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use super::{Ask, Model, Outcome, Told};
+use super::{Ask, Model, Outcome, Pages, Told, detail};
+use crate::core::Kind;
+use crate::fetch::{FetchError, Page};
+use crate::search::{Query, SearchBackend, SearchError, SearchResult};
 
 /// Tasks that may wait to be sent.
 const QUEUE: usize = 64;
@@ -21,6 +27,8 @@ const QUEUE: usize = 64;
 #[derive(Debug)]
 pub struct Remote {
     state: Mutex<State>,
+    /// Numbers searches and pages.
+    errands: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -53,7 +61,7 @@ impl Remote {
         tasks.try_send(first).map_err(|_| Status::internal("the queue of a new run is full"))?;
         let answers = client.dispatch(ReceiverStream::new(requests)).await?.into_inner();
         let state = State { tasks: Some(tasks), waiting: HashMap::new(), over: None };
-        let remote = Arc::new(Self { state: Mutex::new(state) });
+        let remote = Arc::new(Self { state: Mutex::new(state), errands: AtomicU64::new(1) });
         Ok((Arc::clone(&remote), Listener { remote, answers }))
     }
 
@@ -91,14 +99,42 @@ impl Remote {
     }
 }
 
+impl Remote {
+    /// Has a task done.
+    async fn perform(&self, task: pb::Task) -> Result<pb::TaskResult, String> {
+        let (tasks, coming) = self.enlist(&task.id)?;
+        let batch = pb::dispatch_request::Request::Tasks(pb::TaskBatch { tasks: vec![task] });
+        // When nobody takes it any more, whoever found out has ended the run, and that ends the waiting too.
+        let _ = tasks.send(pb::DispatchRequest { request: Some(batch) }).await;
+        // With this one gone, closing the run closes the stream.
+        drop(tasks);
+        let gone = || self.locked().over.clone().unwrap_or_else(|| "the dispatcher went away".to_owned());
+        coming.await.map_err(|_| gone())
+    }
+
+    /// Has a page read or a search made; gives its text, what is known beside it, and what it cost.
+    async fn errand(&self, kind: Kind, prompt: &str, url: &str) -> Result<(String, Value, u128), String> {
+        let number = self.errands.fetch_add(1, Ordering::Relaxed);
+        let task = pb::Task {
+            id: format!("{}-{number}", kind.as_str()),
+            prompt: prompt.to_owned(),
+            url: url.to_owned(),
+            kind: kind.as_str().to_owned(),
+            ..pb::Task::default()
+        };
+        let result = self.perform(task).await?;
+        if result.status != "succeeded" {
+            return Err(result.error);
+        }
+        let detail = serde_json::from_str(&result.detail)
+            .map_err(|_| "the dispatcher is of another version: drover down, and again".to_owned())?;
+        Ok((result.output, detail, u128::from(result.cost_pico_usd)))
+    }
+}
+
 #[async_trait]
 impl Model for Remote {
     async fn ask(&self, ask: Ask) -> Told {
-        let failed = |why: String| Told { outcome: Outcome::Failed(why), ..Told::default() };
-        let (tasks, coming) = match self.enlist(&ask.id) {
-            Ok(places) => places,
-            Err(why) => return failed(why),
-        };
         let task = pb::Task {
             id: ask.id,
             prompt: ask.prompt,
@@ -108,15 +144,36 @@ impl Model for Remote {
             schema: ask.schema.unwrap_or_default(),
             ..pb::Task::default()
         };
-        let batch = pb::dispatch_request::Request::Tasks(pb::TaskBatch { tasks: vec![task] });
-        // When nobody takes it any more, whoever found out has ended the run, and that ends the waiting too.
-        let _ = tasks.send(pb::DispatchRequest { request: Some(batch) }).await;
-        // With this one gone, closing the run closes the stream.
-        drop(tasks);
-        match coming.await {
+        match self.perform(task).await {
             Ok(result) => told(result),
-            Err(_) => failed(self.locked().over.clone().unwrap_or_else(|| "the dispatcher went away".to_owned())),
+            Err(why) => Told { outcome: Outcome::Failed(why), ..Told::default() },
         }
+    }
+}
+
+#[async_trait]
+impl Pages for Remote {
+    async fn read(&self, url: &str) -> Result<Page, FetchError> {
+        let (text, detail, _) = self.errand(Kind::Fetch, "", url).await.map_err(FetchError::Elsewhere)?;
+        let odd = || FetchError::Elsewhere("the dispatcher described no page".to_owned());
+        detail::page(text, &detail).ok_or_else(odd)
+    }
+}
+
+#[async_trait]
+impl SearchBackend for Remote {
+    fn name(&self) -> &'static str {
+        "dispatcher"
+    }
+
+    fn worst_case_pico_usd(&self) -> Option<u128> {
+        None
+    }
+
+    async fn search(&self, query: &Query) -> Result<SearchResult, SearchError> {
+        let (_, detail, cost) = self.errand(Kind::Search, &query.text, "").await.map_err(SearchError::Elsewhere)?;
+        let odd = || SearchError::Elsewhere("the dispatcher described no search".to_owned());
+        detail::search(&detail, cost).ok_or_else(odd)
     }
 }
 

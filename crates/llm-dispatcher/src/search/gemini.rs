@@ -7,11 +7,17 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Citation, Found, GroundedAnswer, Query, SearchBackend, SearchError, SearchResult, http};
+use crate::call::CallRequest;
+use crate::core::Price;
 use crate::provider::Secret;
 
 const ENGINE: &str = "gemini";
 /// So many queries of one answer are reckoned with. It cannot be told to ask fewer; more have not been heard of.
 pub(super) const MOST_QUERIES: u32 = 10;
+/// Most tokens of its answer, thinking included.
+pub(super) const MOST_TOKENS: u32 = 2048;
+/// Longest query, in bytes; no byte is more than a token.
+const LONGEST_QUERY: usize = 4096;
 
 /// Gemini, grounded by Google Search.
 #[derive(Debug)]
@@ -21,13 +27,20 @@ pub struct Gemini {
     key: Secret,
     client: Client,
     price: Option<u128>,
+    tokens: Option<Price>,
 }
 
 impl Gemini {
     pub(super) const BASE: &str = "https://generativelanguage.googleapis.com/";
 
-    pub(super) fn new(base: Url, model: &str, key: Secret, price: Option<u128>) -> Result<Self, reqwest::Error> {
-        Ok(Self { base, model: model.to_owned(), key, client: http::client()?, price })
+    pub(super) fn new(
+        base: Url,
+        model: &str,
+        key: Secret,
+        price: Option<u128>,
+        tokens: Option<Price>,
+    ) -> Result<Self, reqwest::Error> {
+        Ok(Self { base, model: model.to_owned(), key, client: http::client()?, price, tokens })
     }
 }
 
@@ -121,7 +134,9 @@ impl SearchBackend for Gemini {
     }
 
     fn worst_case_pico_usd(&self) -> Option<u128> {
-        self.price.map(|price| price.saturating_mul(u128::from(MOST_QUERIES)))
+        let longest = CallRequest::prompt("x".repeat(LONGEST_QUERY), MOST_TOKENS).input_upper_bound();
+        let tokens = self.tokens?.worst(longest, u64::from(MOST_TOKENS)).pico();
+        self.price.map(|price| price.saturating_mul(u128::from(MOST_QUERIES)).saturating_add(tokens))
     }
 
     async fn search(&self, query: &Query) -> Result<SearchResult, SearchError> {
@@ -130,7 +145,12 @@ impl SearchBackend for Gemini {
         let body = json!({
             "contents": [{"role": "user", "parts": [{"text": query.text}]}],
             "tools": [{"google_search": {}}],
+            "generationConfig": {"maxOutputTokens": MOST_TOKENS},
         });
+        if query.text.len() > LONGEST_QUERY {
+            let said = format!("a query has at most {LONGEST_QUERY} bytes");
+            return Err(SearchError::Refused { engine: ENGINE, status: 400, said });
+        }
         let token = self.key.header("").ok_or(SearchError::Key { engine: ENGINE, status: 0 })?;
         let request = self.client.post(url).header("x-goog-api-key", token).json(&body);
         let answer: Answer = http::ask(ENGINE, request, Some(&self.key), query.limit).await?;
@@ -157,11 +177,22 @@ impl SearchBackend for Gemini {
         });
         let citations = citations.collect();
         let charged = queries.len() as u32;
+        let spent = match (self.tokens, &usage) {
+            (Some(price), Some(usage)) => {
+                let (input_tokens, output_tokens) = (usage.prompt, usage.candidates + usage.thoughts);
+                Some(price.of(&crate::call::Usage { input_tokens, output_tokens, ..Default::default() }).pico())
+            }
+            // Who does not say how much it was is paid for the most that it can have been.
+            (Some(price), None) => Some(price.worst(LONGEST_QUERY as u64, u64::from(MOST_TOKENS)).pico()),
+            (None, _) => None,
+        };
         let tokens = usage.map(|usage| (usage.prompt, usage.candidates + usage.thoughts));
         Ok(SearchResult {
             found: Found::Answer(GroundedAnswer { text, citations, queries, tokens }),
             charged,
-            cost_pico_usd: self.price.map(|price| price.saturating_mul(u128::from(charged))),
+            cost_pico_usd: self
+                .price
+                .and_then(|price| Some(price.saturating_mul(u128::from(charged)).saturating_add(spent?))),
         })
     }
 }
@@ -191,6 +222,7 @@ mod tests {
             key: Secret::new("AIza-secret"),
             model: Some("gemini-x".into()),
             price_pico_usd: Some(35_000_000_000),
+            tokens: Some(Price { input: 1000, output: 10, ..Price::default() }),
         };
         let query = Query { text: "sheep".into(), count: 3, limit: Duration::from_secs(20) };
         let found = backend(&settings).unwrap().search(&query).await;
@@ -201,7 +233,7 @@ mod tests {
     async fn an_answer_keeps_its_sources_and_is_charged_by_the_query() {
         let (server, found) = search(Said::json(200, RECORDED)).await;
         let found = found.unwrap();
-        assert_eq!((found.charged, found.cost_pico_usd), (2, Some(70_000_000_000)));
+        assert_eq!((found.charged, found.cost_pico_usd), (2, Some(70_000_000_000 + 7 * 1000 + 8 * 10)));
         let Found::Answer(answer) = found.found else { panic!("no answer") };
         assert_eq!((answer.text.as_str(), answer.tokens), ("Merinos give fine wool.", Some((7, 8))));
         assert_eq!(answer.queries, ["merino wool", "sheep breeds"]);
@@ -222,7 +254,7 @@ mod tests {
     async fn an_answer_from_memory_names_no_source_and_a_blocked_one_is_none() {
         let bare = r#"{"candidates": [{"content": {"parts": [{"text": "From memory."}]}, "finishReason": "STOP"}]}"#;
         let found = search(Said::json(200, bare)).await.1.unwrap();
-        assert_eq!((found.charged, found.cost_pico_usd), (0, Some(0)));
+        assert_eq!((found.charged, found.cost_pico_usd), (0, Some(4096 * 1000 + 2048 * 10)), "it did not say");
         assert!(matches!(found.found, Found::Answer(answer) if answer.citations.is_empty() && answer.tokens.is_none()));
         for (said, expected) in [
             (r#"{"promptFeedback": {"blockReason": "SAFETY"}}"#, "blocked (SAFETY)"),

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 pub use brave::Brave;
 pub use gemini::Gemini;
 pub use searxng::Searxng;
-pub use settings::{SearchSettings, SetupError, backend};
+pub use settings::{SearchSettings, SetupError, backend, worst_case_pico_usd};
 pub use tavily::Tavily;
 
 /// What is looked for.
@@ -132,6 +132,9 @@ pub enum SearchError {
     /// It took too long.
     #[error("{engine} did not answer within {} s", limit.as_secs_f64())]
     Timeout { engine: &'static str, limit: Duration },
+    /// The dispatcher, which was to search, did not; this is what it says. It has tried as often as makes sense.
+    #[error("{0}")]
+    Elsewhere(String),
 }
 
 impl SearchError {
@@ -151,6 +154,7 @@ impl SearchError {
             Self::Unreachable { .. } | Self::Timeout { .. } => {
                 "look whether it runs and whether this machine may reach it"
             }
+            Self::Elsewhere(_) => "`drover doctor` looks at the search engine",
         }
     }
 
@@ -159,7 +163,7 @@ impl SearchError {
         match self {
             Self::Limited { .. } | Self::Unreachable { .. } | Self::Timeout { .. } => true,
             Self::Refused { status, .. } => *status >= 500,
-            Self::Off | Self::Key { .. } | Self::NoJson { .. } | Self::Unreadable { .. } => false,
+            Self::Off | Self::Key { .. } | Self::NoJson { .. } | Self::Unreadable { .. } | Self::Elsewhere(_) => false,
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Which engine is asked, and how it is reached.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use drover_config::NodeScalingConfig;
 
 use super::{Brave, Gemini, Off, SearchBackend, Searxng, Tavily, http};
-use crate::core::Money;
+use crate::core::{Money, Price};
 use crate::provider::{KeyError, KeySource, Secret};
 
 /// Which engine, and how it is reached.
@@ -21,6 +22,8 @@ pub struct SearchSettings {
     pub model: Option<String>,
     /// Price of one search in pico-USD. SearxNG costs nothing; of the others no price is assumed.
     pub price_pico_usd: Option<u128>,
+    /// What tokens of that model cost.
+    pub tokens: Option<Price>,
 }
 
 /// The engine cannot be set up.
@@ -52,6 +55,15 @@ pub enum SetupError {
 impl SearchSettings {
     /// As the configuration wants it. `variables` is the environment, in which keys may be.
     pub fn of(scaling: &NodeScalingConfig, variables: impl Fn(&str) -> Option<String>) -> Result<Self, SetupError> {
+        Self::with_keys_in(None, scaling, variables)
+    }
+
+    /// The same, where a key that no variable has may lie in a file of this directory.
+    pub fn with_keys_in(
+        key_dir: Option<&Path>,
+        scaling: &NodeScalingConfig,
+        variables: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, SetupError> {
         let search = &scaling.search;
         let usual = match search.backend.as_str() {
             "off" => return Ok(Self::default()),
@@ -62,19 +74,47 @@ impl SearchSettings {
         };
         let key = match (&search.api_key_file, search.api_key_env.as_deref().or(usual)) {
             (Some(file), _) => KeySource::File(file.clone()),
-            (None, Some(variable)) => KeySource::Env { variable: variable.to_owned(), file: None },
+            (None, Some(variable)) => {
+                let file = crate::configured::key_file(key_dir, &search.backend);
+                KeySource::Env { variable: variable.to_owned(), file }
+            }
             (None, None) => KeySource::None,
         };
+        Ok(Self { key: key.load(variables)?, ..Self::without_key(scaling) })
+    }
+
+    fn without_key(scaling: &NodeScalingConfig) -> Self {
+        let search = &scaling.search;
         // The model of the workers may be the one that searches.
         let same = (scaling.provider.name == search.backend).then(|| scaling.provider.model.clone()).flatten();
-        Ok(Self {
+        Self {
             backend: Some(search.backend.clone()),
             base_url: search.base_url.clone(),
-            key: key.load(variables)?,
+            key: None,
             model: search.model.clone().or(same),
             price_pico_usd: search.price.and_then(Money::from_usd).map(Money::pico),
-        })
+            tokens: None,
+        }
     }
+
+    /// With what the tokens of the model cost that searches, when one does.
+    #[must_use]
+    pub fn priced(mut self, price: impl Fn(&str, &str) -> Option<Price>) -> Self {
+        if let (Some(engine), Some(model)) = (&self.backend, &self.model) {
+            self.tokens = price(engine, model);
+        }
+        self
+    }
+}
+
+/// The most that one search costs with the engine that is configured, whether its key is here or not; `None` when nobody knows.
+pub fn worst_case_pico_usd(scaling: &NodeScalingConfig, price: impl Fn(&str, &str) -> Option<Price>) -> Option<u128> {
+    if scaling.search.backend == "off" {
+        return Some(0);
+    }
+    let stand_in = || Secret::new("unset");
+    let plain = SearchSettings { key: stand_in(), ..SearchSettings::without_key(scaling) };
+    backend(&plain.priced(price)).ok()?.worst_case_pico_usd()
 }
 
 /// Sets up the engine that the settings name.
@@ -92,7 +132,7 @@ pub fn backend(settings: &SearchSettings) -> Result<Arc<dyn SearchBackend>, Setu
         Some("tavily") => Arc::new(Tavily::new(base(Tavily::BASE)?, key("tavily")?, price)?),
         Some("gemini") => {
             let model = settings.model.as_deref().ok_or(SetupError::NoModel)?;
-            Arc::new(Gemini::new(base(Gemini::BASE)?, model, key("gemini")?, price)?)
+            Arc::new(Gemini::new(base(Gemini::BASE)?, model, key("gemini")?, price, settings.tokens)?)
         }
         Some(other) => return Err(SetupError::Unknown(other.to_owned())),
     })
@@ -123,9 +163,15 @@ mod tests {
             (keyed("brave"), None),
             (SearchSettings { price_pico_usd: Some(5), ..keyed("tavily") }, Some(5)),
             (
-                SearchSettings { model: Some("m".into()), price_pico_usd: Some(5), ..keyed("gemini") },
-                Some(5 * u128::from(gemini::MOST_QUERIES)),
+                SearchSettings {
+                    model: Some("m".into()),
+                    price_pico_usd: Some(5),
+                    tokens: Some(Price { input: 0, output: 2, ..Price::default() }),
+                    ..keyed("gemini")
+                },
+                Some(5 * u128::from(gemini::MOST_QUERIES) + 2 * u128::from(gemini::MOST_TOKENS)),
             ),
+            (SearchSettings { model: Some("m".into()), price_pico_usd: Some(5), ..keyed("gemini") }, None),
         ] {
             let engine = backend(&settings).unwrap();
             assert_eq!(engine.name(), settings.backend.as_deref().unwrap_or("off"));

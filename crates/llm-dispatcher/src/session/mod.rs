@@ -46,8 +46,8 @@ const TOGETHER: usize = 256;
 const LONGEST_NAME: usize = 64;
 
 /// What to do where nothing is configured.
-const NOT_CONFIGURED: &str = "add a node_scaling section with provider, model and api_key_env to drover.yaml, as in \
-                              configs/node-scaling.yaml, then `drover down`; or ask for simulated answers: --provider sim";
+const NOT_CONFIGURED: &str = "`drover setup` sets a provider up; or add a node_scaling section with provider, model and \
+                              api_key_env to drover.yaml, then `drover down`; or ask for simulated answers: --provider sim";
 
 type Answers = mpsc::Sender<Result<pb::DispatchResponse, Status>>;
 

@@ -12,6 +12,7 @@ pub(super) struct Tally {
     succeeded: u64,
     failed: u64,
     resumed: u64,
+    cached: u64,
     calls: u64,
     cost_pico: u128,
     /// Calls that gave an answer, one after another.
@@ -30,6 +31,7 @@ impl Tally {
     pub(super) fn over(&mut self, result: &pb::TaskResult, done: Option<&Done>) {
         self.count(result);
         let Some(done) = done else { return };
+        self.cached += u64::from(done.cached);
         self.calls += u64::from(done.attempts);
         self.cost_pico += done.cost.pico();
         self.sequential += done.busy;
@@ -56,6 +58,7 @@ impl Tally {
             cost_pico_usd: u64::try_from(self.cost_pico).unwrap_or(u64::MAX),
             widest: self.widest,
             calls: self.calls,
+            cached: self.cached,
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::call::{CallRequest, Finish};
 use crate::core::{Kind, Priority};
-use crate::errands::Errands;
+use crate::errands::{Errands, HITS};
 use crate::ledger::Digest;
 use crate::provider::OutputSchema;
 use crate::shell::{Chain, Done, Job, status_name};
@@ -39,7 +39,7 @@ impl Asked {
         let kind = kind_of(&task.kind)?;
         let mut job = match kind {
             Kind::Fetch => errands.fetch(&task.url)?,
-            Kind::Search => errands.search(&task.prompt)?,
+            Kind::Search => errands.search(&task.prompt, HITS)?,
             Kind::Analyze | Kind::Extract | Kind::Synthesize => Job::call(request_of(task, chain)?, chain.clone()),
         };
         job.kind = kind;
@@ -50,7 +50,8 @@ impl Asked {
             other => return Err(format!("unknown priority {other:?}, expected low, normal or high")),
         };
         job.within = (task.deadline_ms > 0).then(|| Duration::from_millis(task.deadline_ms));
-        job.hedge = !task.no_hedge;
+        job.hedge &= !task.no_hedge;
+        job.cache = !task.no_cache;
         Ok(job)
     }
 
@@ -66,7 +67,10 @@ impl Asked {
             Some(Finish::Blocked(why)) => format!("the provider withholds the answer: {why}"),
             _ => done.error.clone(),
         };
-        let usage = answer.and_then(|answer| answer.usage);
+        let errand = matches!(kind_of(&self.task.kind), Ok(Kind::Fetch | Kind::Search));
+        // Of an errand the count is no count of tokens.
+        let usage = answer.and_then(|answer| answer.usage).filter(|_| !errand);
+        let detail = answer.and_then(|answer| answer.structured.as_ref()).filter(|_| errand);
         let output = answer.map_or_else(String::new, |answer| match &answer.structured {
             Some(value) if answer.text.is_empty() => value.to_string(),
             _ => answer.text.clone(),
@@ -87,6 +91,8 @@ impl Asked {
             input_tokens: usage.map(|usage| usage.input_tokens),
             output_tokens: usage.map(|usage| usage.output_tokens),
             number: u64::from(self.position) + 1,
+            detail: detail.map(Value::to_string).unwrap_or_default(),
+            cached: done.cached,
         }
     }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument as _;
 
 use crate::call::{CallError, Delta, FailureKind, LimitHints, Sink};
 use crate::core::AttemptId;
 use crate::shell::client::{End, Message};
-use crate::shell::{Lane, Work};
+use crate::shell::{Lane, Work, spans};
 
 /// Makes the call and tells how it ended. It is broken off when `keep` is dropped: the future of the call goes, and with it
 /// the connection.
@@ -30,8 +31,12 @@ pub(super) async fn make(
             }
         }
     };
+    let span = spans::of(&work, &lane);
     let end = tokio::select! {
-        result = called => End::Called(Box::new(result)),
+        result = called.instrument(span.clone()) => {
+            spans::ended(&span, &result);
+            End::Called(Box::new(result))
+        }
         _ = keep => End::Aborted,
     };
     // Only a driver that is gone does not take it, and then nobody waits.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use drover_types::Failure;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::cache::{Cache, Key};
 use crate::call::{CallAnswer, CallError, LimitHints};
 use crate::core::{AttemptId, ClientId, LeaseId, Money, Status, TaskId};
 use crate::ledger::{Day, LedgerError};
@@ -43,7 +44,9 @@ pub(super) enum End {
     Aborted,
 }
 
-/// What nobody wants any more. Told through a queue of its own, because whoever goes away cannot wait.
+/// What nobody wants any more. Told through a queue of its own, because whoever goes away cannot wait. That queue needs no bound:
+/// each task and each client is told of once at most, so it is never longer than the list of those that were let in, which is
+/// bounded, and the driver takes from it before anything else.
 pub(super) enum Unwanted {
     Task(TaskId),
     Client(ClientId),
@@ -109,6 +112,7 @@ pub struct LaneSnapshot {
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
+    cache: Option<Cache>,
 }
 
 struct Inner {
@@ -143,7 +147,13 @@ impl Pool {
         let queues = Queues { messages: waiting, unwanted: going, notes: notes.clone(), tell: messages.clone() };
         let inner =
             Inner { messages, unwanted, notes, lanes, next_client: AtomicU64::new(1), next_task: AtomicU64::new(1) };
-        (Self { inner: Arc::new(inner) }, queues)
+        (Self { inner: Arc::new(inner), cache: None }, queues)
+    }
+
+    /// The same pool, where an answer that was kept is given again.
+    #[must_use]
+    pub(crate) fn cached(self, cache: Cache) -> Self {
+        Self { cache: Some(cache), ..self }
     }
 
     /// Where calls can go.
@@ -191,29 +201,57 @@ impl Client {
 
     /// Does one job. When the future is dropped the job is broken off.
     pub async fn run(&self, job: Job) -> Done {
-        let (reply, answer) = oneshot::channel();
-        let Some(task) = self.send(job, Reply::One(reply)).await else { return stopping() };
-        let mut guard = Guard { pool: &self.pool, task: Some(task) };
-        let done = answer.await;
-        guard.task = None;
-        done.unwrap_or_else(|_| stopping())
+        match self.kept(&job) {
+            Some((cache, key)) => cache.through(key, job, |job| self.pool.run(self.id, self.weight, job)).await,
+            None => self.pool.run(self.id, self.weight, job).await,
+        }
     }
 
     /// Hands in one of many jobs; its end comes through `to`, which must have room for as many as are handed in at a time.
     /// `None` when the dispatcher is stopping: then nothing comes.
     pub async fn submit(&self, job: Job, tag: u64, to: &mpsc::Sender<Tagged>) -> Option<TaskId> {
-        self.send(job, Reply::Tagged { tag, to: to.clone() }).await
+        let Some((cache, key)) = self.kept(&job) else {
+            return self.pool.send(self.id, self.weight, job, Reply::Tagged { tag, to: to.clone() }).await;
+        };
+        let (pool, id, weight, to) = (self.pool.clone(), self.id, self.weight, to.clone());
+        let cache = cache.clone();
+        cache.ctx().clone().spawn("question", async move {
+            let work = cache.through(key, job, |job| pool.run(id, weight, job));
+            tokio::select! {
+                done = work => {
+                    let _ = to.send(Tagged { tag, done }).await;
+                }
+                () = to.closed() => {}
+            }
+        });
+        Some(self.pool.next_task())
     }
 
-    /// Breaks a job off. Its end comes all the same.
-    pub fn cancel(&self, task: TaskId) {
-        let _ = self.pool.inner.unwanted.send(Unwanted::Task(task));
+    /// The cache, when the job's answer may come from it.
+    fn kept(&self, job: &Job) -> Option<(&Cache, Key)> {
+        let cache = self.pool.cache.as_ref()?;
+        Some((cache, cache.key(job)?))
+    }
+}
+
+impl Pool {
+    fn next_task(&self) -> TaskId {
+        TaskId(self.inner.next_task.fetch_add(1, Ordering::Relaxed))
     }
 
-    async fn send(&self, job: Job, reply: Reply) -> Option<TaskId> {
-        let task = TaskId(self.pool.inner.next_task.fetch_add(1, Ordering::Relaxed));
-        let message = Message::Submit { task, client: self.id, weight: self.weight, job: Box::new(job), reply };
-        self.pool.inner.messages.send(message).await.ok()?;
+    async fn run(&self, client: ClientId, weight: u32, job: Job) -> Done {
+        let (reply, answer) = oneshot::channel();
+        let Some(task) = self.send(client, weight, job, Reply::One(reply)).await else { return stopping() };
+        let mut guard = Guard { pool: self, task: Some(task) };
+        let done = answer.await;
+        guard.task = None;
+        done.unwrap_or_else(|_| stopping())
+    }
+
+    async fn send(&self, client: ClientId, weight: u32, job: Job, reply: Reply) -> Option<TaskId> {
+        let task = self.next_task();
+        let message = Message::Submit { task, client, weight, job: Box::new(job), reply };
+        self.inner.messages.send(message).await.ok()?;
         Some(task)
     }
 }
@@ -252,5 +290,6 @@ fn stopping() -> Done {
         ended_us: now,
         busy: std::time::Duration::ZERO,
         beside: 0,
+        cached: false,
     }
 }

@@ -1,6 +1,7 @@
 //! The task that owns the core.
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::core::{
 };
 use crate::ledger::{self, Day, Granted, Ledger, Zone};
 use crate::metrics::Metrics;
+use crate::shell::charges::Charges;
 use crate::shell::client::{End, Message, Queues, Refused, Reply, Tagged, Unwanted};
 use crate::shell::{Done, Job, Lane, LaneSnapshot, Lanes, Note, Pool, Snapshot, Work, attempt, words};
 
@@ -27,6 +29,8 @@ const NOTES: usize = 50;
 const LAST_CALLS: Duration = Duration::from_secs(3);
 /// Stands in for a wait without an end.
 const FAR: Duration = Duration::from_hours(24);
+/// The clock on the wall is looked at this often: it can be set, and a machine can sleep.
+const LOOK_AT_CLOCK: Duration = Duration::from_mins(1);
 
 /// What the driver needs beside the core's settings.
 pub(crate) struct Start {
@@ -54,9 +58,10 @@ pub(crate) struct Driver {
     ledger_fails: Option<String>,
     zone: Zone,
     days: Days,
+    charges: Charges,
     metrics: Metrics,
     ctx: Context,
-    tasks: HashMap<TaskId, Open>,
+    tasks: HashMap<TaskId, Box<Open>>,
     attempts: HashMap<AttemptId, Call>,
     /// Calls under way, by client.
     under_way: HashMap<ClientId, u32>,
@@ -72,6 +77,8 @@ struct Days {
     number: u32,
     names: Vec<Day>,
     next_us: u64,
+    /// When to look again whether it has come.
+    look: Instant,
     /// The ledger is being asked about it.
     asking: bool,
 }
@@ -121,7 +128,14 @@ impl Driver {
             any_price,
             ledger: start.ledger,
             ledger_fails: None,
-            days: Days { number: 0, names: vec![day], next_us: start.zone.next_day_us(now), asking: false },
+            days: Days {
+                number: 0,
+                names: vec![day],
+                next_us: start.zone.next_day_us(now),
+                look: Instant::now(),
+                asking: false,
+            },
+            charges: Charges::default(),
             zone: start.zone,
             metrics: start.metrics,
             ctx: ctx.clone(),
@@ -139,27 +153,45 @@ impl Driver {
 
     /// Works until the daemon stops; then breaks off what is under way and leaves the ledger in order.
     pub(crate) async fn run(mut self) {
-        let stopping = self.ctx.shutdown().clone();
+        let shutdown = self.ctx.shutdown().clone();
+        let mut stopping = pin!(shutdown.cancelled());
+        let mut alarm = pin!(tokio::time::sleep(FAR));
         let mut batch = Vec::with_capacity(TOGETHER);
         self.perform().await;
         loop {
-            let wake = self.engine.next_wake().map_or(self.began + FAR, |at| self.began + at);
-            let midnight = Duration::from_micros(self.days.next_us.saturating_sub(now_us())).min(FAR);
+            let wake = self.next_wake();
+            if alarm.deadline() != wake {
+                alarm.as_mut().reset(wake);
+            }
             tokio::select! {
                 biased;
-                () = stopping.cancelled() => break,
+                () = &mut stopping => break,
                 Some(unwanted) = self.queues.unwanted.recv() => self.give_up(&unwanted),
                 _ = self.queues.messages.recv_many(&mut batch, TOGETHER) => {
                     for message in batch.drain(..) {
                         self.take(message);
                     }
                 }
-                () = tokio::time::sleep_until(wake) => self.tell(Input::Tick),
-                () = tokio::time::sleep(midnight), if !self.days.asking => self.ask_day(),
+                () = &mut alarm => self.tell(Input::Tick),
             }
             self.perform().await;
+            let now = Instant::now();
+            // While nothing is under way nobody is held up, and whoever looks sees the whole.
+            if self.attempts.is_empty() || self.charges.due().is_some_and(|due| due <= now) {
+                self.write_charges().await;
+            }
+            if now >= self.days.look {
+                self.look_at_clock(now);
+            }
         }
         self.stop().await;
+    }
+
+    /// When something is to be done at the latest, whatever happens.
+    fn next_wake(&self) -> Instant {
+        let core = self.engine.next_wake().map_or(self.began + FAR, |at| self.began + at);
+        let charges = self.charges.due().unwrap_or(core);
+        core.min(charges).min(self.days.look)
     }
 
     async fn stop(&mut self) {
@@ -178,6 +210,7 @@ impl Driver {
                 _ => break,
             }
         }
+        self.write_charges().await;
         if self.attempts.is_empty()
             && let Err(error) = self.ledger.settle().await
         {
@@ -239,10 +272,20 @@ impl Driver {
                     spec.lanes = lanes.iter().map(|lane| lane.id).collect();
                 }
                 if spec.lanes.is_empty() && !lanes.is_empty() {
-                    return self.refuse(Status::Refused(Refusal::UnknownPrice), reply);
+                    return self.refuse(Status::Refused(Refusal::UnknownPrice), None, reply);
                 }
             }
-            Work::Errand(_) => spec.lanes.push(Lanes::ERRANDS),
+            Work::Errand(errand) => match (errand.worst_case(), self.lanes.fees()) {
+                (Some(worst), Some(fees)) if !worst.is_zero() => {
+                    // The lane of fees counts pico-dollars where others count tokens.
+                    spec.input_upper = u64::try_from(worst.pico()).unwrap_or(u64::MAX);
+                    spec.lanes.push(fees);
+                }
+                (None, _) if self.cap.is_some() && !self.any_price => {
+                    return self.refuse(Status::Refused(Refusal::UnknownPrice), Some(words::NO_FEE), reply);
+                }
+                _ => spec.lanes.push(Lanes::ERRANDS),
+            },
         }
         let open = Open {
             client,
@@ -254,19 +297,19 @@ impl Driver {
             started_us: None,
             beside: 0,
         };
-        self.tasks.insert(id, open);
+        self.tasks.insert(id, Box::new(open));
         self.metrics.open_tasks.inc();
         self.tell(Input::Submit { client, task: spec });
     }
 
     /// Refuses what the core need not see.
-    fn refuse(&self, status: Status, reply: Reply) {
+    fn refuse(&self, status: Status, why: Option<&str>, reply: Reply) {
         let now = now_us();
         self.metrics.task(status_name(status));
         let done = Done {
             status,
             answer: None,
-            error: words::error_of(status, None, None),
+            error: why.map_or_else(|| words::error_of(status, None, None), str::to_owned),
             attempts: 0,
             cost: Money::ZERO,
             lane: None,
@@ -274,6 +317,7 @@ impl Driver {
             ended_us: now,
             busy: Duration::ZERO,
             beside: 0,
+            cached: false,
         };
         self.answer(reply, done);
     }
@@ -357,13 +401,16 @@ impl Driver {
         self.tell(input);
     }
 
-    /// A day is over: what the ledger counts for the next one is asked.
-    fn ask_day(&mut self) {
+    /// When a day is over, what the ledger counts for the next one is asked.
+    fn look_at_clock(&mut self, at: Instant) {
         let now = now_us();
-        if now < self.days.next_us {
+        let left = Duration::from_micros(self.days.next_us.saturating_sub(now));
+        if self.days.asking || !left.is_zero() {
+            self.days.look = at + if left.is_zero() { LOOK_AT_CLOCK } else { left.min(LOOK_AT_CLOCK) };
             return;
         }
         self.days.asking = true;
+        self.days.look = at + LOOK_AT_CLOCK;
         let (day, ledger, tell) = (self.zone.day(now), self.ledger.clone(), self.queues.tell.clone());
         self.ctx.spawn("ask for the day", async move {
             let counted = ledger.counted(day).await;
@@ -373,6 +420,7 @@ impl Driver {
 
     fn day(&mut self, day: Day, counted: Option<Money>) {
         self.days.asking = false;
+        self.days.look = Instant::now();
         let Some(spent) = counted else {
             // Until the ledger can be read the old day goes on, whose cap holds.
             self.days.next_us = now_us() + 1_000_000;
@@ -408,7 +456,7 @@ impl Driver {
                 }
                 Effect::Charged { attempt, lane, day, amount, estimated, .. } => {
                     let usage = self.ended.and_then(|(ended, usage)| usage.filter(|_| ended == attempt));
-                    self.charge(lane, day, amount, estimated, usage).await;
+                    self.charge(lane, day, amount, estimated, usage);
                 }
                 Effect::Done { task, verdict } => self.done(task, verdict),
                 Effect::Warn(warning) => {
@@ -475,16 +523,34 @@ impl Driver {
         });
     }
 
-    async fn charge(&mut self, lane: LaneId, day: u32, amount: Money, estimated: bool, usage: Option<Usage>) {
+    fn charge(&mut self, lane: LaneId, day: u32, amount: Money, estimated: bool, usage: Option<Usage>) {
         if lane == Lanes::ERRANDS {
             return;
         }
-        let (Some(lane), Some(day)) = (self.lanes.get(lane), self.day_name(day)) else { return };
+        // Fees are told as input, which they are not.
+        let usage = usage.filter(|_| Some(lane) != self.lanes.fees());
         self.metrics.spent_usd.inc_by(amount.usd());
-        let charge =
-            ledger::Charge { day, provider: lane.name.clone(), model: lane.model.clone(), amount, estimated, usage };
-        if let Err(error) = self.ledger.charge(charge).await {
-            warn!(%error, "a charge could not be written down");
+        if let Some(usage) = usage {
+            self.metrics.tokens(usage.input_tokens, usage.output_tokens);
+        }
+        self.charges.add(lane, day, amount, estimated, usage);
+    }
+
+    async fn write_charges(&mut self) {
+        for sum in self.charges.take() {
+            let (Some(lane), Some(day)) = (self.lanes.get(sum.lane), self.day_name(sum.day)) else { continue };
+            let charge = ledger::Charge {
+                day,
+                provider: lane.name.clone(),
+                model: lane.model.clone(),
+                calls: sum.calls,
+                amount: sum.amount,
+                estimated: sum.estimated,
+                usage: sum.usage,
+            };
+            if let Err(error) = self.ledger.charge(charge).await {
+                warn!(%error, "a charge could not be written down");
+            }
         }
     }
 
@@ -510,6 +576,7 @@ impl Driver {
             ended_us,
             busy,
             beside: open.beside,
+            cached: false,
         };
         self.answer(open.reply, done);
     }

@@ -107,6 +107,8 @@ pub struct Lanes {
     settings: RwLock<Vec<LaneSettings>>,
     /// The configured chain, by index.
     chain: Vec<usize>,
+    /// The lane of errands that cost something.
+    fees: Option<LaneId>,
     priced: Box<Priced>,
 }
 
@@ -142,12 +144,39 @@ impl Lanes {
             all: RwLock::new(vec![Arc::new(errands)]),
             settings: RwLock::new(vec![free]),
             chain: (1..=chained.min(lanes.len())).collect(),
+            fees: None,
             priced: Box::new(priced),
         };
         for lane in lanes {
             push(&mut write(&this.all), &mut write(&this.settings), lane);
         }
         this
+    }
+
+    /// With a lane for searches that cost something. Its tokens are pico-dollars, so that each is charged what it did cost.
+    #[must_use]
+    pub fn with_fees(mut self, engine: &str, timeout: Duration) -> Self {
+        let price = Some(Price { input: 1, ..Price::default() });
+        let mut all = write(&self.all);
+        let id = LaneId(all.len() as u16);
+        all.push(Arc::new(Lane {
+            id,
+            provider: None,
+            name: engine.to_owned(),
+            model: "search".to_owned(),
+            price,
+            price_up_to: None,
+            max_tokens: 0,
+            unusable: None,
+        }));
+        drop(all);
+        write(&self.settings).push(LaneSettings { price, api: false, timeout, ..LaneSettings::default() });
+        self.fees = Some(id);
+        self
+    }
+
+    pub(super) fn fees(&self) -> Option<LaneId> {
+        self.fees
     }
 
     /// What the core is to know of them, in their order.

@@ -11,9 +11,11 @@
 //! are bounded; a caller whose queue is full waits.
 
 mod attempt;
+mod charges;
 mod client;
 mod driver;
 mod lanes;
+mod spans;
 mod words;
 
 use std::sync::Arc;
@@ -46,6 +48,8 @@ pub struct Job {
     pub hedge: bool,
     /// Where the answer goes piece by piece. With it nothing is tried again once a piece has gone out.
     pub stream: Option<mpsc::Sender<Delta>>,
+    /// An answer that was kept for the same question will do.
+    pub cache: bool,
 }
 
 impl Job {
@@ -60,7 +64,7 @@ impl Job {
     }
 
     fn new(work: Work, chain: Chain, kind: Kind) -> Self {
-        Self { work, chain, kind, priority: Priority::default(), within: None, hedge: true, stream: None }
+        Self { work, chain, kind, priority: Priority::default(), within: None, hedge: true, stream: None, cache: true }
     }
 }
 
@@ -73,9 +77,15 @@ pub enum Work {
     Errand(Arc<dyn Errand>),
 }
 
-/// Work that is no model call: a search, a page. It takes a worker, costs nothing, and is tried again as calls are.
+/// Work that is no model call: a search, a page. It takes a worker, and is tried again as calls are.
 #[async_trait]
 pub trait Errand: Send + Sync + std::fmt::Debug {
+    /// The most that doing it once costs; `None` when nobody knows. What it did cost it then tells as input tokens, of which
+    /// each is a pico-dollar.
+    fn worst_case(&self) -> Option<Money> {
+        Some(Money::ZERO)
+    }
+
     /// Does it once. What it found goes into the text or, as JSON, into `structured`.
     async fn run(&self, sink: &mut dyn Sink) -> Result<CallAnswer, CallError>;
 }
@@ -103,4 +113,6 @@ pub struct Done {
     pub busy: Duration,
     /// Calls of the same client that were under way when it began, itself included.
     pub beside: u32,
+    /// Nothing was called: the answer was there, or somebody was asking the same at that moment.
+    pub cached: bool,
 }

@@ -6,6 +6,10 @@ use crate::call::FailureKind;
 use crate::core::{Money, Reason, Refusal, Status, Warning};
 use crate::shell::{Lane, Note};
 
+/// Why nothing is searched whose price nobody knows.
+pub(super) const NO_FEE: &str = "what a search costs is not known, so no cap can hold: set node_scaling.search.price (for gemini \
+                                 also model_pricing of its model), or node_scaling.cost.allow_unknown_prices";
+
 /// Why a task has no answer, and what to do; empty for one that has. `last` is what the provider said last.
 pub(super) fn error_of(status: Status, last: Option<&str>, ledger: Option<&str>) -> String {
     match status {

@@ -35,7 +35,8 @@ pub struct Engine {
     settings: Settings,
     rng: SmallRng,
     now: Duration,
-    tasks: HashMap<TaskId, Task>,
+    /// On their own, because a hash table is half empty now and then.
+    tasks: HashMap<TaskId, Box<Task>>,
     attempts: BTreeMap<AttemptId, Attempt>,
     next_attempt: u64,
     clients: HashMap<ClientId, Client>,
@@ -183,7 +184,7 @@ impl Engine {
         share.tasks.insert(spec.id);
         self.tasks.insert(
             spec.id,
-            Task {
+            Box::new(Task {
                 client,
                 weight: spec.weight.max(1),
                 kind: spec.kind,
@@ -208,7 +209,7 @@ impl Engine {
                 committed: None,
                 lane: None,
                 cost: Money::ZERO,
-            },
+            }),
         );
         let ticket = Ticket { task: spec.id, stamp: 0 };
         self.routes.busy.insert(route);
