@@ -9,6 +9,8 @@
 //! timers, SIGTERM, Drain -> +-------+ ---------> agent commands
 //! ```
 //!
+//! An agent whose model is the dispatcher's asks it through a door of this process: see `door`.
+//!
 //! Beside it runs the membership daemon of its node, which it starts and ends: see `membership`.
 //!
 //! Who it is comes from whoever started it or, with `--static`, from the assignment of its host: see `static_host`.
@@ -21,6 +23,7 @@ mod bundle;
 mod claim;
 pub mod codex;
 mod core;
+pub mod door;
 mod echo;
 mod grpc;
 mod inbox;
@@ -35,6 +38,7 @@ mod slurm;
 mod spans;
 mod static_host;
 mod store;
+mod tasks;
 
 pub use claim::NodeError;
 pub use echo::{EchoAgent, LEDGER};

@@ -8,16 +8,25 @@ use drover_types::{AgentKind, Failure};
 use tokio::sync::mpsc;
 
 use crate::agent::{Agent, AgentCommand, AgentEvent};
-use crate::codex::{self, CodexAgent, CodexSettings};
+use crate::codex::{self, CodexAgent, CodexSettings, PoolDoor};
+use crate::door::{self, Token};
 use crate::echo::EchoAgent;
 use crate::node::WORK;
 
+/// What the pool takes for the model that the dispatcher is configured with.
+const POOL_MODEL: &str = "drover";
+
 /// The agent of this kind, or one that only says why it cannot be.
-pub(crate) fn make_agent(kind: AgentKind, config: &WorkerConfig, node_dir: &Path) -> Box<dyn Agent> {
+pub(crate) fn make_agent(
+    kind: AgentKind,
+    config: &WorkerConfig,
+    node_dir: &Path,
+    pool: Option<door::Plan>,
+) -> Box<dyn Agent> {
     match kind {
         AgentKind::Echo => Box::new(EchoAgent::new(node_dir)),
         AgentKind::Codex => match codex::find_binary(config) {
-            Ok(bin) => Box::new(CheckedCodex(codex_settings(bin, config, node_dir))),
+            Ok(bin) => Box::new(CheckedCodex { settings: codex_settings(bin, config, node_dir), pool }),
             Err(failure) => Box::new(Unusable(failure)),
         },
     }
@@ -35,20 +44,44 @@ pub fn codex_settings(bin: PathBuf, config: &WorkerConfig, node_dir: &Path) -> C
         sandbox_mode: config.sandbox_mode.clone(),
         env_allow: config.agent_env.clone(),
         max_restarts: config.max_agent_restarts,
+        // The door itself is opened when codex is started.
+        pool: config.codex_asks_pool().then(|| PoolDoor {
+            url: "http://127.0.0.1:9/v1".to_owned(),
+            token: Token::none(),
+            model: config.codex_model.clone().unwrap_or_else(|| POOL_MODEL.to_owned()),
+        }),
         ..CodexSettings::for_node(bin, node_dir.to_owned())
     }
 }
 
 /// Codex, once it is known that it can do anything at all.
-struct CheckedCodex(CodexSettings);
+struct CheckedCodex {
+    settings: CodexSettings,
+    pool: Option<door::Plan>,
+}
 
 #[async_trait]
 impl Agent for CheckedCodex {
     async fn run(self: Box<Self>, commands: mpsc::Receiver<AgentCommand>, events: mpsc::Sender<AgentEvent>) {
-        match codex::preflight(&self.0).await {
-            Ok(()) => Box::new(CodexAgent::new(self.0)).run(commands, events).await,
+        let Self { mut settings, pool } = *self;
+        // Open as long as codex runs.
+        let mut door = None;
+        if let Some(plan) = pool {
+            match plan.open().await {
+                Ok(open) => {
+                    if let Some(way) = &mut settings.pool {
+                        (way.url, way.token) = (open.url(), open.token());
+                    }
+                    door = Some(open);
+                }
+                Err(failure) => return Box::new(Unusable(failure)).run(commands, events).await,
+            }
+        }
+        match codex::preflight(&settings).await {
+            Ok(()) => Box::new(CodexAgent::new(settings)).run(commands, events).await,
             Err(failure) => Box::new(Unusable(failure)).run(commands, events).await,
         }
+        drop(door);
     }
 }
 

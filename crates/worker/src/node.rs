@@ -22,7 +22,7 @@ use crate::membership::{Companion, Plan};
 use crate::metrics::Metrics;
 use crate::shell::{Feeds, Shell};
 use crate::store::{KEEP_BYTES, Stamp, Store};
-use crate::{bundle, journal};
+use crate::{bundle, door, journal, tasks};
 
 /// Agent events that may wait for the loop; an agent that is faster waits.
 const EVENTS: usize = 4096;
@@ -108,9 +108,10 @@ impl TakenOver {
     }
 
     /// The agent for it: the one asked for, or one that says what is wrong with the node's directory.
-    pub(crate) fn agent(&self, config: &WorkerConfig) -> Box<dyn Agent> {
+    pub(crate) fn agent(&self, config: &WorkerConfig, ctx: &Context) -> Box<dyn Agent> {
+        let pool = door::Plan::of(&self.id, &self.mailbox, self.proof.clone(), config, ctx);
         match &self.laid_out {
-            Ok(_) => make_agent(self.kind, config, &self.node_dir),
+            Ok(_) => make_agent(self.kind, config, &self.node_dir, pool),
             Err(failure) => Box::new(Unusable(failure.clone())),
         }
     }
@@ -155,6 +156,10 @@ impl TakenOver {
         });
         let config = Arc::clone(config);
         let identity = proof;
+        let over = CancellationToken::new();
+        if let Some(tasks) = tasks::Tasks::of(&mailbox, identity.as_deref(), &config, ctx) {
+            ctx.spawn("tasks", tasks.serve(over.clone()));
+        }
         let plan = Plan { id: id.clone(), agent: kind, identity, mailbox: mailbox.root().to_owned(), node_dir, config };
         let (words_in, words) = mpsc::channel(WORDS);
         let fence = {
@@ -166,6 +171,7 @@ impl TakenOver {
         let companion = Companion::start(plan, ctx, shell.ears(), words_in);
         let ended = shell.drive(Feeds { events, inbox, drains, words, shutdown: ctx.shutdown().clone() }).await;
         door.send_replace(None);
+        over.cancel();
         abandon.cancel();
         companion.end().await;
         ended

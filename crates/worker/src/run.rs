@@ -50,7 +50,8 @@ pub struct WorkerArgs {
     /// Serve whatever node the static backend assigns to this host, one after another, until told to end
     #[arg(long = "static")]
     pub(crate) static_host: bool,
-    /// This is a task of a Slurm job: node, job and directory are what Slurm's environment says
+    /// This is a task of a Slurm job: node, job and directory are what Slurm's environment says. A worker is started, and another
+    /// when it dies
     #[arg(long, conflicts_with = "static_host")]
     pub(crate) slurm: bool,
     /// Name of this host in cluster.hosts [default: the system's]
@@ -97,9 +98,14 @@ impl Daemon for Worker {
     type Args = WorkerArgs;
 
     fn instance(args: &WorkerArgs) -> String {
-        let node = args.node_id.or_else(|| slurm::node(|name| std::env::var(name).ok()).filter(|_| args.slurm));
-        match (&args.swarm_id, node) {
+        let task = slurm::node(|name| std::env::var(name).ok()).filter(|_| args.slurm);
+        match (&args.swarm_id, args.node_id.or(task)) {
             _ if args.static_host => format!("worker-static-{}", HostName::or_this(args.host.clone())),
+            // The parent of the worker, which has its name. A job that was put back may come to a host where its last run is still ending.
+            (Some(swarm), Some(node)) if args.slurm => {
+                let run = std::env::var("SLURM_RESTART_COUNT").ok().and_then(|count| count.parse::<u32>().ok());
+                format!("slurm-task-{swarm}-{node}-{}", run.unwrap_or(0))
+            }
             (Some(swarm), Some(node)) => format!("worker-{swarm}-{node}"),
             _ => Self::NAME.to_owned(),
         }
@@ -116,11 +122,18 @@ impl Daemon for Worker {
             let listener = ctx.bind("the worker", explicit, DEFAULT_LISTEN)?;
             return static_host::serve(host, &ctx, listener).await;
         }
+        let in_slurm = args.slurm;
         let identity = Identity::of(args, &config.worker, ctx.state().path())?;
+        if in_slurm {
+            let variable = |name: &str| std::env::var(name).ok();
+            let dir = std::env::var_os(slurm::DIR).map(PathBuf::from);
+            let parent = slurm::Parent::new(identity, dir.as_deref());
+            return parent.keep(&config.worker, &slurm::addresses(&config, variable), &ctx).await;
+        }
         let listener = ctx.bind("the worker", explicit, DEFAULT_LISTEN)?;
         let settings = config.worker.clone();
         let taken = tokio::task::spawn_blocking(move || TakenOver::take(identity, &settings)).await??;
-        let agent = taken.agent(&config.worker);
+        let agent = taken.agent(&config.worker, &ctx);
         let (seat_in, seat) = watch::channel(None);
         let metrics = Metrics::register(&ctx.registry());
         let opened = || Server::new(&ctx).grpc(Door { seat }.service()).serve(listener).map(drop);

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use super::CodexSettings;
+use super::{CodexSettings, PoolDoor};
 
 /// Marks every process of a node's agent, so that its orphans are found. Children inherit it.
 pub(super) const MARK: &str = "DROVER_AGENT_OF";
@@ -35,7 +35,9 @@ pub(super) fn prepare(settings: &CodexSettings) -> io::Result<()> {
         && fs::canonicalize(source).ok() != fs::canonicalize(&settings.codex_home).ok()
     {
         copy_config(&source.join("config.toml"), &settings.codex_home.join("config.toml"))?;
-        link_credentials(&source.join("auth.json"), &settings.codex_home.join("auth.json"))?;
+        // One that asks the pool needs no credentials, and then has none.
+        let credentials = settings.pool.is_none().then(|| source.join("auth.json"));
+        link_credentials(credentials.as_deref(), &settings.codex_home.join("auth.json"))?;
     }
     if let Some(dir) = own_temp_dir(settings) {
         private_dir(&dir)?;
@@ -46,12 +48,18 @@ pub(super) fn prepare(settings: &CodexSettings) -> io::Result<()> {
 /// The whole environment of codex.
 pub(super) fn environment(settings: &CodexSettings) -> Vec<(OsString, OsString)> {
     let allowed = |name: &str| {
-        HARMLESS.contains(&name) || name.starts_with("LC_") || settings.env_allow.iter().any(|allow| allow == name)
+        // Keys of providers stay with the dispatcher where it is asked.
+        let key = settings.pool.is_some() && name.ends_with("_API_KEY");
+        let named = settings.env_allow.iter().any(|allow| allow == name) && !key;
+        HARMLESS.contains(&name) || name.starts_with("LC_") || named
     };
     let mut vars: Vec<(OsString, OsString)> =
         std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(allowed)).collect();
     vars.push(("CODEX_HOME".into(), settings.codex_home.clone().into()));
     vars.push((MARK.into(), mark(settings)));
+    if let Some(pool) = &settings.pool {
+        vars.push((PoolDoor::VARIABLE.into(), pool.token.reveal().into()));
+    }
     if let Some(dir) = own_temp_dir(settings) {
         vars.push(("TMPDIR".into(), dir.into()));
     }
@@ -88,7 +96,7 @@ fn copy_config(source: &Path, target: &Path) -> io::Result<()> {
     fs::rename(next, target)
 }
 
-fn link_credentials(source: &Path, target: &Path) -> io::Result<()> {
+fn link_credentials(source: Option<&Path>, target: &Path) -> io::Result<()> {
     match fs::symlink_metadata(target) {
         // A file of its own: somebody logged in on this very home.
         Ok(meta) if !meta.is_symlink() => return Ok(()),
@@ -96,7 +104,10 @@ fn link_credentials(source: &Path, target: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    if source.exists() { symlink(fs::canonicalize(source)?, target) } else { Ok(()) }
+    match source.filter(|source| source.exists()) {
+        Some(source) => symlink(fs::canonicalize(source)?, target),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +137,37 @@ mod tests {
         fs::remove_file(source.join("auth.json")).unwrap();
         prepare(&settings).unwrap();
         assert!(fs::symlink_metadata(home.join("auth.json")).is_err(), "a link to nothing stayed");
+    }
+
+    #[test]
+    fn who_asks_the_pool_has_a_token_in_its_environment_and_no_credentials() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("auth.json"), "{}").unwrap();
+        let config = drover_config::WorkerConfig {
+            codex_provider: "pool".to_owned(),
+            codex_model: Some("gpt-\"x".to_owned()),
+            codex_home: Some(dir.path().to_owned()),
+            agent_env: vec!["OPENAI_API_KEY".to_owned(), "CARGO_MANIFEST_DIR".to_owned()],
+            ..drover_config::WorkerConfig::default()
+        };
+        let mut settings = crate::make::codex_settings(PathBuf::from("codex"), &config, &dir.path().join("node"));
+        if let Some(pool) = &mut settings.pool {
+            pool.token = crate::door::Token::of_test("secret-token");
+        }
+        prepare(&settings).unwrap();
+        assert!(fs::symlink_metadata(settings.codex_home.join("auth.json")).is_err());
+        let vars = environment(&settings);
+        assert!(vars.iter().any(|(name, value)| name == "DROVER_POOL_TOKEN" && value == "secret-token"));
+        assert!(
+            vars.iter().any(|(name, _)| name == "CARGO_MANIFEST_DIR")
+                && !vars.iter().any(|(name, _)| name == "OPENAI_API_KEY")
+        );
+        let arguments = settings.pool.as_ref().unwrap().arguments().join(" ");
+        assert!(
+            arguments.contains("model=\"gpt-\\\"x\"") && arguments.contains("model_provider=\"drover\""),
+            "{arguments}"
+        );
+        assert!(!format!("{arguments} {settings:?}").contains("secret-token"));
     }
 
     #[test]

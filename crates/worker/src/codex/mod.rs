@@ -30,6 +30,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use crate::agent::{Agent, AgentCommand, AgentEvent};
+use crate::door::Token;
 
 pub use binary::{TESTED_VERSION, find_binary};
 pub use preflight::preflight;
@@ -59,6 +60,37 @@ pub struct CodexSettings {
     pub max_restarts: u32,
     /// Remembers the thread across restarts of the worker.
     pub thread_file: PathBuf,
+    /// Where its model comes from, when that is the dispatcher and not what its own settings say.
+    pub pool: Option<PoolDoor>,
+}
+
+/// The way from codex to the dispatcher's pool.
+#[derive(Debug, Clone)]
+pub struct PoolDoor {
+    /// Address, as of a model provider.
+    pub url: String,
+    /// What codex shows there; it gets it by its environment.
+    pub token: Token,
+    /// The model that it asks for.
+    pub model: String,
+}
+
+impl PoolDoor {
+    /// The variable that holds the token.
+    const VARIABLE: &str = "DROVER_POOL_TOKEN";
+
+    /// Codex's own settings that lead there. A command line can be read by others, so the token is not in it.
+    fn arguments(&self) -> Vec<String> {
+        let text = |text: &str| serde_json::Value::from(text).to_string();
+        let provider = format!(
+            "model_providers.drover={{name=\"drover\",base_url={},wire_api=\"responses\",env_key=\"{}\",\
+             request_max_retries=5,stream_max_retries=8,stream_idle_timeout_ms=1800000,supports_websockets=false}}",
+            text(&self.url),
+            Self::VARIABLE
+        );
+        let model = format!("model={}", text(&self.model));
+        ["-c", "model_provider=\"drover\"", "-c", &provider, "-c", &model].map(str::to_owned).to_vec()
+    }
 }
 
 impl CodexSettings {
@@ -75,6 +107,7 @@ impl CodexSettings {
             env_allow: Vec::new(),
             max_restarts: 5,
             thread_file: node_dir.join("codex-thread.json"),
+            pool: None,
             node_dir,
         }
     }

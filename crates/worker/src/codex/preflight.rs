@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::binary::TESTED_VERSION;
 use super::process::{Output, Process};
 use super::rpc::{self, Message};
-use super::{CodexSettings, home};
+use super::{CodexSettings, PoolDoor, home};
 
 /// How long each question may take; a cold start from a network file system is slow.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -39,7 +39,10 @@ pub async fn preflight(settings: &CodexSettings) -> Result<(), Failure> {
     process.end(false);
     while let Output::Message(_) = process.next().await {}
 
-    let allowed = |name: &str| settings.env_allow.iter().any(|allow| allow == name) && std::env::var_os(name).is_some();
+    let allowed = |name: &str| {
+        let named = settings.env_allow.iter().any(|allow| allow == name) && std::env::var_os(name).is_some();
+        named || (settings.pool.is_some() && name == PoolDoor::VARIABLE)
+    };
     credentials(&account, &config["config"], settings.home_source.as_deref(), allowed)
 }
 

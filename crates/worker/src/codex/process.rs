@@ -14,10 +14,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::Instant;
 
-use super::CodexSettings;
 use super::home::{self, MARK};
 use super::rpc::{Decoder, Faults, Message};
 use super::stderr_log::StderrLog;
+use super::{CodexSettings, PoolDoor};
 
 /// How long each step of an orderly end may take before the next, harsher one.
 const STEP: Duration = Duration::from_secs(2);
@@ -66,6 +66,7 @@ impl Process {
         let mut child = Command::new(&settings.bin)
             .args(["-c", "analytics.enabled=false"])
             .args(&settings.args)
+            .args(settings.pool.iter().flat_map(PoolDoor::arguments))
             .arg("app-server")
             .current_dir(&settings.cwd)
             .env_clear()

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::core::Status;
+use crate::tasks;
 use process::Running;
 use talk::Talk;
 
@@ -80,6 +81,12 @@ impl Plan {
 
     fn node_id(&self) -> String {
         format!("{}/{}", self.id.swarm, self.id.node)
+    }
+
+    /// What the node can do.
+    fn capabilities(&self) -> String {
+        let tasks = if self.config.worker.run_tasks { tasks::CAPABILITY } else { "" };
+        format!("agent={}{tasks}", self.agent)
     }
 
     /// What the record of the node says of it, beside swarm and index.

@@ -52,7 +52,7 @@ impl Running {
             .env("DROVER_MEMBERSHIP_DIR", plan.node_dir.join("membership"))
             .env("DROVER_SEEDS", seeds.join(","))
             .env("DROVER_LABELS", plan.labels())
-            .env("DROVER_CAPABILITIES", format!("agent={}", plan.agent))
+            .env("DROVER_CAPABILITIES", plan.capabilities())
             .env(LIFELINE, "stdin")
             // A signal from the terminal is for the worker, which ends the daemon in its turn.
             .process_group(0)

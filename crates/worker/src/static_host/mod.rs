@@ -228,7 +228,7 @@ impl Resident {
             Ok((taken, config)) => {
                 self.serving = Some(taken.id.clone());
                 self.mine = Mine::Serving { task, told: None };
-                let agent = taken.agent(&config.worker);
+                let agent = taken.agent(&config.worker, &self.ctx);
                 let (ctx, door, metrics) = (self.ctx.clone(), Arc::clone(&self.door), self.metrics.for_node());
                 let (end, ended) = oneshot::channel();
                 self.ctx.spawn("node", async move {

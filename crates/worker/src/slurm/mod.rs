@@ -1,4 +1,6 @@
-//! A worker that is one task of a Slurm job: all tasks have the same environment, but for what Slurm adds to each.
+//! A node that is one task of a Slurm job: all tasks have the same environment, but for what Slurm adds to each.
+
+mod parent;
 
 use std::path::Path;
 
@@ -7,10 +9,15 @@ use drover_types::NodeIndex;
 
 use crate::run::WorkerArgs;
 
+pub(crate) use parent::{Parent, addresses};
+
 /// Number of the task in its job, from 0.
 const TASK: &str = "SLURM_PROCID";
 /// The job.
 const JOB: &str = "SLURM_JOB_ID";
+
+/// Directory of the swarm on the shared file system; the allocator's word, not Slurm's.
+pub(crate) const DIR: &str = "DROVER_SLURM_DIR";
 
 /// The node that this task is.
 pub(crate) fn node(variable: impl Fn(&str) -> Option<String>) -> Option<NodeIndex> {
