@@ -1,0 +1,782 @@
+//! One session on one node: who owns it, the turns that come in, and the agent.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use drover_types::{Epoch, RequestId, SessionId};
+use rand::rngs::SmallRng;
+
+use super::api::{Appended, Asked, Cause, ClaimOutcome, Effect, Event, Failure, Looked, OwnerRecord, Reply};
+use super::ids::{Call, HandoffId, NodeId, Owner, ReplyTo, Turn};
+use super::journal::Journal;
+use super::message::{Held, Message};
+use super::outgoing::Outgoing;
+use super::outline::Outline;
+use super::policy::{Own, Peer, PeerState};
+use super::settings::Settings;
+use crate::session::{LogSum, Opening, Outcome, Record, TurnFault};
+
+/// What a session needs of its engine.
+pub(crate) struct Context<'a> {
+    pub(crate) now: Duration,
+    pub(crate) settings: &'a Settings,
+    pub(crate) me: &'a Owner,
+    pub(crate) peers: &'a BTreeMap<NodeId, Peer>,
+    pub(crate) own: &'a Own,
+    pub(crate) rng: &'a mut SmallRng,
+    pub(crate) out: &'a mut Vec<Effect>,
+}
+
+impl Context<'_> {
+    fn gone(&self, node: &NodeId) -> bool {
+        self.peers.get(node).is_some_and(|peer| peer.state == PeerState::Gone)
+    }
+}
+
+/// How a session is, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Served here.
+    Active,
+    /// On its way, or about to be served here.
+    Transferring,
+    /// Served elsewhere.
+    Migrated,
+    /// Over.
+    Closed,
+}
+
+/// What the next owner begins with.
+#[derive(Debug)]
+pub(crate) enum Base {
+    /// Nothing: the session is new.
+    New(Opening),
+    /// A copy that is on this node's disk, whole.
+    Copy(Box<LogSum>),
+    /// What this process has in memory: nobody else has served since.
+    Mine,
+    /// What the journals on the shared file system say.
+    Journals,
+}
+
+#[derive(Debug)]
+pub(crate) enum Phase {
+    Looking {
+        retry: Option<Duration>,
+    },
+    Claiming {
+        record: OwnerRecord,
+        base: Base,
+        retry: Option<Duration>,
+    },
+    Loading {
+        epoch: Epoch,
+        retry: Option<Duration>,
+    },
+    /// The first record of the epoch is on its way to the disks.
+    Opening {
+        epoch: Epoch,
+    },
+    /// Served here. Turns wait until `gate` for those that had come to the owner before.
+    Active {
+        epoch: Epoch,
+        gate: Option<Duration>,
+    },
+    Migrated {
+        record: OwnerRecord,
+        until: Duration,
+    },
+    Closed {
+        epoch: Epoch,
+        until: Duration,
+    },
+}
+
+#[derive(Debug)]
+struct Waiting {
+    request: RequestId,
+    prompt: String,
+    open: Option<Opening>,
+    at_us: u64,
+    until: Duration,
+    /// Came through the owner before, or again after the freeze: goes first.
+    flushed: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) phase: Phase,
+    pub(crate) outline: Outline,
+    pub(crate) journal: Journal,
+    /// The agent waits for a call of a tool.
+    pub(crate) parked: bool,
+    waiters: BTreeMap<RequestId, Vec<ReplyTo>>,
+    held: VecDeque<Waiting>,
+    closers: Vec<ReplyTo>,
+    pub(crate) outgoing: Option<Outgoing>,
+    /// Counts attempts to move it; kept here so that it rises while this process lives.
+    pub(crate) attempts: u32,
+    /// The last copy at a target was not the same.
+    pub(crate) distrust: bool,
+    /// Since when it is served here.
+    pub(crate) since: Duration,
+    /// Take it over when the look says that its owner is gone.
+    recover: bool,
+    /// It came by a handoff, and the turns that had come to the source are still to come.
+    awaits_flush: bool,
+}
+
+/// Waiters for one turn; whoever came first is told to come again when there are more.
+const MAX_WAITERS: usize = 16;
+
+impl Session {
+    pub(crate) fn new(id: SessionId) -> Self {
+        Self {
+            id,
+            phase: Phase::Looking { retry: None },
+            outline: Outline::default(),
+            journal: Journal::new(0, 0, super::ids::Digest::default()),
+            parked: false,
+            waiters: BTreeMap::new(),
+            held: VecDeque::new(),
+            closers: Vec::new(),
+            outgoing: None,
+            attempts: 0,
+            distrust: false,
+            since: Duration::ZERO,
+            recover: false,
+            awaits_flush: false,
+        }
+    }
+
+    /// How it is, for people.
+    pub(crate) fn state(&self) -> State {
+        match &self.phase {
+            Phase::Active { .. } if self.outgoing.is_none() => State::Active,
+            Phase::Migrated { .. } => State::Migrated,
+            Phase::Closed { .. } => State::Closed,
+            _ => State::Transferring,
+        }
+    }
+
+    /// The epoch that it is in, as far as this node knows.
+    pub(crate) fn epoch(&self) -> Epoch {
+        match &self.phase {
+            Phase::Looking { .. } => Epoch(0),
+            Phase::Claiming { record, .. } | Phase::Migrated { record, .. } => record.epoch,
+            Phase::Loading { epoch, .. }
+            | Phase::Opening { epoch }
+            | Phase::Active { epoch, .. }
+            | Phase::Closed { epoch, .. } => *epoch,
+        }
+    }
+
+    /// This node owns it or is about to.
+    pub(crate) fn is_held(&self) -> bool {
+        !matches!(self.phase, Phase::Looking { .. } | Phase::Migrated { .. })
+    }
+
+    /// Nothing of it need be remembered.
+    pub(crate) fn is_over(&self, now: Duration) -> bool {
+        matches!(self.phase, Phase::Migrated { until, .. } | Phase::Closed { until, .. } if until <= now)
+    }
+
+    pub(crate) fn owner<'a>(&'a self, me: &'a NodeId) -> Option<&'a NodeId> {
+        match &self.phase {
+            Phase::Looking { .. } => None,
+            Phase::Migrated { record, .. } => Some(&record.owner.node),
+            _ => Some(me),
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Duration {
+        let phase = match &self.phase {
+            Phase::Looking { retry } | Phase::Claiming { retry, .. } | Phase::Loading { retry, .. } => *retry,
+            Phase::Opening { .. } => None,
+            Phase::Active { gate, .. } => *gate,
+            Phase::Migrated { until, .. } | Phase::Closed { until, .. } => Some(*until),
+        };
+        let held = self.held.iter().map(|held| held.until).min();
+        // While it claims, only the outcome counts.
+        let outgoing = self.outgoing.as_ref().filter(|_| self.serves()).map(Outgoing::deadline);
+        [phase, held, self.journal.retry, outgoing].into_iter().flatten().min().unwrap_or(Duration::MAX)
+    }
+
+    // ---- who owns it
+
+    /// Reads who owns it.
+    pub(crate) fn look(&mut self, cx: &mut Context<'_>) {
+        self.phase = Phase::Looking { retry: None };
+        cx.out.push(Effect::Look { session: self.id.clone() });
+    }
+
+    /// Takes it over if its owner is gone or was an earlier process of this node.
+    pub(crate) fn recover(&mut self, cx: &mut Context<'_>) {
+        match self.phase {
+            Phase::Migrated { .. } => {
+                self.look(cx);
+                self.recover = true;
+            }
+            Phase::Looking { .. } => self.recover = true,
+            _ => {}
+        }
+    }
+
+    pub(crate) fn looked(&mut self, cx: &mut Context<'_>, outcome: Looked) {
+        if !matches!(self.phase, Phase::Looking { .. }) {
+            return;
+        }
+        match outcome {
+            Looked::Unknown => self.phase = Phase::Looking { retry: Some(cx.now + cx.settings.store_retry) },
+            Looked::Nobody => {
+                if let Some(opening) = self.held.iter().find_map(|held| held.open.clone()) {
+                    self.claim(cx, Epoch(1), Cause::Opened, Base::New(opening));
+                } else {
+                    self.refuse_all(cx, &Failure::UnknownSession);
+                    self.forget(cx);
+                }
+            }
+            Looked::Owned(record) => {
+                let next = record.epoch.next();
+                if record.cause == Cause::Closed {
+                    self.over(cx, record.epoch);
+                    return;
+                }
+                // A later process of this node has it when the start is greater: then this one is the earlier.
+                if record.owner.node == cx.me.node && record.owner.boot <= cx.me.boot {
+                    self.claim(cx, next, Cause::Recovered, Base::Journals);
+                } else if cx.gone(&record.owner.node) && (self.recover || !self.held.is_empty()) && !cx.own.leaving {
+                    self.claim(cx, next, Cause::TakenOver, Base::Journals);
+                } else {
+                    self.migrated(cx, record);
+                }
+            }
+        }
+        self.recover = false;
+    }
+
+    /// An entry that says nothing: it goes at once.
+    fn forget(&mut self, cx: &mut Context<'_>) {
+        let record =
+            OwnerRecord { session: self.id.clone(), epoch: Epoch(0), owner: cx.me.clone(), cause: Cause::Opened };
+        self.phase = Phase::Migrated { record, until: Duration::ZERO };
+    }
+
+    pub(crate) fn claim(&mut self, cx: &mut Context<'_>, epoch: Epoch, cause: Cause, base: Base) {
+        let record = OwnerRecord { session: self.id.clone(), epoch, owner: cx.me.clone(), cause };
+        cx.out.push(Effect::Claim { record: record.clone() });
+        self.phase = Phase::Claiming { record, base, retry: None };
+        self.awaits_flush = false;
+    }
+
+    /// A claim is decided. Says which handoff that ends here, and whether the session arrived.
+    pub(crate) fn claimed(
+        &mut self,
+        cx: &mut Context<'_>,
+        epoch: Epoch,
+        outcome: ClaimOutcome,
+    ) -> Option<(HandoffId, bool)> {
+        let Phase::Claiming { record, retry, .. } = &mut self.phase else { return None };
+        if record.epoch != epoch {
+            return None;
+        }
+        let arriving = match record.cause {
+            Cause::Moved { handoff } => Some(handoff),
+            _ => None,
+        };
+        match outcome {
+            ClaimOutcome::Unknown => {
+                *retry = Some(cx.now + cx.settings.store_retry);
+                None
+            }
+            ClaimOutcome::Lost(newest) => {
+                self.lose(cx, newest);
+                arriving.map(|handoff| (handoff, false))
+            }
+            ClaimOutcome::Won => {
+                self.won(cx, epoch, arriving.is_some());
+                arriving.map(|handoff| (handoff, true))
+            }
+        }
+    }
+
+    fn won(&mut self, cx: &mut Context<'_>, epoch: Epoch, gated: bool) {
+        let phase = std::mem::replace(&mut self.phase, Phase::Opening { epoch });
+        let Phase::Claiming { base, .. } = phase else { return };
+        match base {
+            Base::New(opening) => {
+                self.take(LogSum::default());
+                self.begin_epoch(cx, epoch);
+                self.push(Record::Opened { opening });
+            }
+            Base::Copy(log) => {
+                self.take(*log);
+                self.begin_epoch(cx, epoch);
+            }
+            Base::Mine => {
+                self.end_outgoing(cx, Failure::Silent);
+                self.begin_epoch(cx, epoch);
+            }
+            Base::Journals => {
+                self.phase = Phase::Loading { epoch, retry: None };
+                cx.out.push(Effect::Load { session: self.id.clone(), epoch });
+            }
+        }
+        // A turn that waits here may have come after one that waits at the source.
+        self.awaits_flush = gated;
+        self.kick(cx);
+    }
+
+    fn take(&mut self, log: LogSum) {
+        self.journal = Journal::new(log.outline.seq(), log.len, log.digest);
+        self.outline = log.outline;
+    }
+
+    pub(crate) fn loaded(&mut self, cx: &mut Context<'_>, epoch: Epoch, log: Option<Box<LogSum>>) {
+        let Phase::Loading { epoch: due, retry } = &mut self.phase else { return };
+        if *due != epoch {
+            return;
+        }
+        let Some(log) = log else {
+            *retry = Some(cx.now + cx.settings.store_retry);
+            return;
+        };
+        if log.outline.opening.is_none() {
+            // Claimed once and never opened: whoever asks again opens it.
+            let opening = self.held.iter().find_map(|held| held.open.clone());
+            let Some(opening) = opening else {
+                self.refuse_all(cx, &Failure::UnknownSession);
+                self.forget(cx);
+                return;
+            };
+            self.take(*log);
+            self.begin_epoch(cx, epoch);
+            self.push(Record::Opened { opening });
+        } else {
+            self.take(*log);
+            self.begin_epoch(cx, epoch);
+        }
+        self.kick(cx);
+    }
+
+    fn begin_epoch(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
+        self.phase = Phase::Opening { epoch };
+        self.push(Record::Epoch { epoch, owner: cx.me.clone() });
+    }
+
+    /// The first record of the epoch is where everybody finds it: from here on turns are served.
+    fn activate(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
+        self.since = cx.now;
+        if self.outline.closed {
+            self.close_for_good(cx, epoch);
+            return;
+        }
+        let gate = self.awaits_flush.then(|| cx.now + cx.settings.flush_wait);
+        self.phase = Phase::Active { epoch, gate };
+        cx.out.push(Effect::Event(Event::Serving { session: self.id.clone(), epoch }));
+        self.parked = false;
+        if let Some(turn) = self.outline.open {
+            if self.outline.replayable() {
+                cx.out.push(Effect::Run { session: self.id.clone(), epoch, turn, again: true });
+            } else {
+                let message = "the process that ran this turn ended; it is not run a second time".to_owned();
+                let outcome = Outcome::Failed { fault: TurnFault::TurnLost, message };
+                self.push(Record::Ended { turn, outcome, at_us: 0 });
+            }
+        }
+    }
+
+    /// It is over, and its last ownership record is to say so. When that fails, the next who asks finds it in the journals.
+    fn close_for_good(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
+        let (session, owner) = (self.id.clone(), cx.me.clone());
+        let record = OwnerRecord { session, epoch: epoch.next(), owner, cause: Cause::Closed };
+        cx.out.push(Effect::Claim { record });
+        self.over(cx, epoch);
+    }
+
+    fn over(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
+        self.phase = Phase::Closed { epoch, until: cx.now + cx.settings.memory };
+        self.refuse_all(cx, &Failure::SessionClosed);
+        self.answer_closers(cx);
+    }
+
+    /// Somebody else owns it.
+    pub(crate) fn migrated(&mut self, cx: &mut Context<'_>, record: OwnerRecord) {
+        let session = &self.id;
+        for to in self.waiters.values().flatten().chain(&self.closers) {
+            let reply = Reply::Redirect(record.clone());
+            cx.out.push(Effect::Reply { to: *to, session: session.clone(), reply });
+        }
+        self.waiters.clear();
+        self.closers.clear();
+        self.held.clear();
+        self.outline = Outline::default();
+        self.journal = Journal::new(0, 0, super::ids::Digest::default());
+        self.parked = false;
+        self.phase = Phase::Migrated { record, until: cx.now + cx.settings.memory };
+    }
+
+    /// There is a later epoch than the one that this node serves or wanted to.
+    pub(crate) fn lose(&mut self, cx: &mut Context<'_>, newest: OwnerRecord) {
+        let epoch = self.epoch();
+        if !matches!(self.phase, Phase::Claiming { base: Base::New(_) | Base::Copy(_) | Base::Journals, .. }) {
+            cx.out.push(Effect::Stop { session: self.id.clone(), epoch });
+        }
+        let Some(outgoing) = self.outgoing.take() else { return self.migrated(cx, newest) };
+        let arrived = matches!(newest.cause, Cause::Moved { handoff } if handoff == outgoing.id);
+        if arrived {
+            self.arrived(cx, &outgoing, newest);
+        } else {
+            cx.out.push(Effect::Event(outgoing.failed(&self.id, Failure::Lost)));
+            self.migrated(cx, newest);
+        }
+    }
+
+    /// The target has claimed: its are the turns that waited here, and those who ask are sent there.
+    pub(crate) fn arrived(&mut self, cx: &mut Context<'_>, outgoing: &Outgoing, record: OwnerRecord) {
+        let turns =
+            self.held.drain(..).map(|held| Held { request: held.request, prompt: held.prompt }).collect::<Vec<_>>();
+        let message = Message::Flush { handoff: outgoing.id, session: self.id.clone(), turns };
+        cx.out.push(Effect::Send { to: outgoing.to.clone(), message });
+        cx.out.push(Effect::Event(outgoing.completed(cx.now, &self.id, record.epoch)));
+        self.migrated(cx, record);
+    }
+
+    // ---- turns
+
+    pub(crate) fn ask(&mut self, cx: &mut Context<'_>, asked: Asked) {
+        let Asked { request, prompt, reply, known, open, at_us, .. } = asked;
+        let session = self.id.clone();
+        let refused = match &self.phase {
+            _ if prompt.len() > cx.settings.max_text => Some(Reply::Refused(Failure::TooLong)),
+            Phase::Closed { .. } => Some(Reply::Refused(Failure::SessionClosed)),
+            Phase::Migrated { record, until } if known <= record.epoch && cx.now < *until => {
+                Some(Reply::Redirect(record.clone()))
+            }
+            _ => None,
+        };
+        if let Some(refused) = refused {
+            cx.out.push(Effect::Reply { to: reply, session, reply: refused });
+            return;
+        }
+        if matches!(self.phase, Phase::Migrated { .. }) {
+            self.look(cx);
+        }
+        self.attend(cx, &request, reply);
+        if let Some((turn, mark)) = self.outline.find(&request).filter(|_| self.serves()) {
+            let epoch = self.epoch();
+            if mark.ended.is_some_and(|seq| seq <= self.journal.durable) {
+                self.tell(cx, &request, &Reply::Answer { turn, epoch });
+                self.waiters.remove(&request);
+            } else if mark.accepted <= self.journal.durable {
+                cx.out.push(Effect::Reply { to: reply, session, reply: Reply::Accepted { turn, epoch } });
+            }
+            return;
+        }
+        let until = cx.now + cx.settings.hold;
+        self.hold(cx, Waiting { request, prompt, open, at_us, until, flushed: false });
+        self.advance(cx);
+    }
+
+    /// Turns that had come to the owner before.
+    pub(crate) fn flushed(&mut self, cx: &mut Context<'_>, turns: Vec<Held>) {
+        for Held { request, prompt } in turns {
+            if self.outline.find(&request).is_none() && prompt.len() <= cx.settings.max_text {
+                let until = cx.now + cx.settings.hold;
+                self.hold(cx, Waiting { request, prompt, open: None, at_us: 0, until, flushed: true });
+            }
+        }
+        self.awaits_flush = false;
+        if let Phase::Active { gate, .. } = &mut self.phase {
+            *gate = None;
+        }
+        self.advance(cx);
+    }
+
+    /// Keeps a turn until it can be accepted; those of the owner before come first.
+    fn hold(&mut self, cx: &mut Context<'_>, waiting: Waiting) {
+        if let Some(at) = self.held.iter().position(|held| held.request == waiting.request) {
+            if !waiting.flushed || self.held[at].flushed {
+                return;
+            }
+            self.held.remove(at);
+        }
+        if self.held.len() >= cx.settings.max_held {
+            let request = waiting.request.clone();
+            self.tell(cx, &request, &Reply::Retry);
+            self.waiters.remove(&request);
+            return;
+        }
+        if waiting.flushed {
+            let behind = self.held.iter().take_while(|held| held.flushed).count();
+            self.held.insert(behind, waiting);
+        } else {
+            self.held.push_back(waiting);
+        }
+    }
+
+    fn attend(&mut self, cx: &mut Context<'_>, request: &RequestId, reply: ReplyTo) {
+        let waiters = self.waiters.entry(request.clone()).or_default();
+        if waiters.len() >= MAX_WAITERS {
+            let to = waiters.remove(0);
+            cx.out.push(Effect::Reply { to, session: self.id.clone(), reply: Reply::Retry });
+        }
+        waiters.push(reply);
+    }
+
+    fn tell(&self, cx: &mut Context<'_>, request: &RequestId, reply: &Reply) {
+        for to in self.waiters.get(request).into_iter().flatten() {
+            cx.out.push(Effect::Reply { to: *to, session: self.id.clone(), reply: reply.clone() });
+        }
+    }
+
+    fn refuse_all(&mut self, cx: &mut Context<'_>, why: &Failure) {
+        for held in std::mem::take(&mut self.held) {
+            self.tell(cx, &held.request, &Reply::Refused(why.clone()));
+            self.waiters.remove(&held.request);
+        }
+    }
+
+    /// Ends the session once its turns are answered.
+    pub(crate) fn close(&mut self, cx: &mut Context<'_>, reply: ReplyTo) {
+        let say = match &self.phase {
+            Phase::Closed { .. } => Reply::Closed,
+            Phase::Migrated { record, .. } if record.epoch != Epoch(0) => Reply::Redirect(record.clone()),
+            Phase::Migrated { .. } => Reply::Refused(Failure::UnknownSession),
+            _ => {
+                self.closers.push(reply);
+                self.advance(cx);
+                return;
+            }
+        };
+        cx.out.push(Effect::Reply { to: reply, session: self.id.clone(), reply: say });
+    }
+
+    fn answer_closers(&mut self, cx: &mut Context<'_>) {
+        for to in std::mem::take(&mut self.closers) {
+            cx.out.push(Effect::Reply { to, session: self.id.clone(), reply: Reply::Closed });
+        }
+    }
+
+    // ---- records
+
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self.phase, Phase::Active { .. })
+    }
+
+    /// Adds a record of which the outline can be sure.
+    fn push(&mut self, record: Record) {
+        let applied = self.outline.apply(&record);
+        debug_assert!(applied.is_ok(), "{applied:?}");
+        if applied.is_ok() {
+            self.journal.push(record);
+        }
+    }
+
+    /// Does whatever can be done now.
+    pub(crate) fn advance(&mut self, cx: &mut Context<'_>) {
+        if let Phase::Active { gate, .. } = &mut self.phase {
+            if gate.is_some_and(|until| until <= cx.now) {
+                *gate = None;
+            }
+            let open = gate.is_none();
+            if open && !self.frozen() {
+                self.accept_held(cx);
+            }
+            if !self.stops_turns()
+                && let Some(turn) = self.outline.next()
+            {
+                self.push(Record::Begun { turn });
+            }
+            let idle = self.outline.unanswered() == 0 && self.held.is_empty();
+            if !self.closers.is_empty() && idle && self.outgoing.is_none() && !self.outline.closed {
+                self.push(Record::Closed);
+            }
+        }
+        self.kick(cx);
+        self.drive_outgoing(cx);
+    }
+
+    fn accept_held(&mut self, cx: &mut Context<'_>) {
+        while let Some(held) = self.held.pop_front() {
+            let full = self.outline.turns() >= cx.settings.max_turns || self.journal.len >= cx.settings.max_bytes;
+            if full || self.outline.closed {
+                let why = if full { Failure::SessionFull } else { Failure::SessionClosed };
+                self.tell(cx, &held.request, &Reply::Refused(why));
+                self.waiters.remove(&held.request);
+                continue;
+            }
+            if let Some((turn, mark)) = self.outline.find(&held.request) {
+                // Accepted before under another owner.
+                let epoch = self.epoch();
+                let ended = mark.ended.is_some_and(|seq| seq <= self.journal.durable);
+                let accepted = mark.accepted <= self.journal.durable;
+                if ended {
+                    self.tell(cx, &held.request, &Reply::Answer { turn, epoch });
+                    self.waiters.remove(&held.request);
+                } else if accepted {
+                    self.tell(cx, &held.request, &Reply::Accepted { turn, epoch });
+                }
+                continue;
+            }
+            let turn = Turn(self.outline.turns());
+            self.push(Record::Accepted { turn, request: held.request, prompt: held.prompt, at_us: held.at_us });
+        }
+    }
+
+    fn kick(&mut self, cx: &mut Context<'_>) {
+        if matches!(self.phase, Phase::Opening { .. } | Phase::Active { .. })
+            && let Some((first, records)) = self.journal.next(cx.now)
+        {
+            let (session, epoch) = (self.id.clone(), self.epoch());
+            cx.out.push(Effect::Append { session, epoch, first, records });
+        }
+    }
+
+    pub(crate) fn appended(&mut self, cx: &mut Context<'_>, epoch: Epoch, first: u64, outcome: Appended) {
+        let current = matches!(self.phase, Phase::Opening { .. } | Phase::Active { .. }) && self.epoch() == epoch;
+        if !current || first != self.journal.durable + 1 {
+            return;
+        }
+        match outcome {
+            Appended::Unknown => self.journal.retry = Some(cx.now + cx.settings.store_retry),
+            Appended::Fenced(newest) => self.lose(cx, newest),
+            Appended::Done { len, digest } => {
+                let Some(batch) = self.journal.done(len, digest) else { return };
+                for record in batch.iter() {
+                    self.kept(cx, epoch, record);
+                }
+                self.advance(cx);
+            }
+        }
+    }
+
+    /// A record is where everybody finds it, and the epoch was still the newest after that: what it says may be seen.
+    fn kept(&mut self, cx: &mut Context<'_>, epoch: Epoch, record: &Record) {
+        let session = || self.id.clone();
+        match record {
+            Record::Epoch { .. } => self.activate(cx, epoch),
+            Record::Accepted { turn, request, .. } => {
+                self.tell(cx, request, &Reply::Accepted { turn: *turn, epoch });
+            }
+            Record::Begun { turn } => {
+                cx.out.push(Effect::Run { session: session(), epoch, turn: *turn, again: false });
+            }
+            Record::Called { call, .. } => cx.out.push(Effect::Call { session: session(), epoch, call: *call }),
+            Record::Returned { call, .. } => cx.out.push(Effect::Resume { session: session(), epoch, call: *call }),
+            Record::Ended { turn, .. } => {
+                let request = self.outline.turns[turn.0 as usize].request.clone();
+                self.tell(cx, &request, &Reply::Answer { turn: *turn, epoch });
+                self.waiters.remove(&request);
+            }
+            Record::Closed => {
+                cx.out.push(Effect::Stop { session: self.id.clone(), epoch });
+                self.close_for_good(cx, epoch);
+            }
+            Record::Opened { .. } | Record::Context { .. } | Record::Files { .. } => {}
+        }
+    }
+
+    // ---- the agent
+
+    /// The agent wants a tool.
+    pub(crate) fn called(&mut self, cx: &mut Context<'_>, epoch: Epoch, call: Call, what: String) {
+        if !self.serves() || self.epoch() != epoch || self.outline.open != Some(call.turn) || self.frozen() {
+            return;
+        }
+        let session = self.id.clone();
+        match self.outline.calls.get(&call) {
+            // The turn runs again: what was called under this key before counts.
+            Some((answered, seq)) if *seq <= self.journal.durable => {
+                let effect = if *answered {
+                    Effect::Resume { session, epoch, call }
+                } else {
+                    self.parked = true;
+                    Effect::Call { session, epoch, call }
+                };
+                cx.out.push(effect);
+            }
+            Some(_) => {}
+            None => {
+                self.push(Record::Called { call, what });
+                self.parked = true;
+            }
+        }
+        self.advance(cx);
+    }
+
+    /// A tool has answered.
+    pub(crate) fn returned(&mut self, cx: &mut Context<'_>, epoch: Epoch, call: Call, result: String) {
+        let pending =
+            self.outline.calls.get(&call).is_some_and(|(answered, seq)| !answered && *seq <= self.journal.durable);
+        // While it is frozen the answer is not lost: the tool gives it again under the same key.
+        if !self.serves() || self.epoch() != epoch || !pending || self.frozen() {
+            return;
+        }
+        self.push(Record::Returned { call, result });
+        self.parked = false;
+        self.advance(cx);
+    }
+
+    /// The agent has ended a turn.
+    pub(crate) fn ended(
+        &mut self,
+        cx: &mut Context<'_>,
+        epoch: Epoch,
+        turn: Turn,
+        outcome: Outcome,
+        notes: Vec<Record>,
+        at_us: u64,
+    ) {
+        if !self.serves() || self.epoch() != epoch || self.outline.open != Some(turn) || self.frozen() {
+            return;
+        }
+        for note in notes {
+            if matches!(note, Record::Context { .. } | Record::Files { .. }) {
+                self.push(note);
+            }
+        }
+        self.parked = false;
+        self.push(Record::Ended { turn, outcome, at_us });
+        self.advance(cx);
+    }
+
+    /// The agent's process is gone and the session stays: the turn that it was in begins again.
+    pub(crate) fn run_again(&mut self, cx: &mut Context<'_>) {
+        if let (Phase::Active { epoch, .. }, Some(turn)) = (&self.phase, self.outline.open) {
+            self.parked = false;
+            cx.out.push(Effect::Run { session: self.id.clone(), epoch: *epoch, turn, again: true });
+        }
+    }
+
+    // ---- time
+
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
+        let due = |retry: &Option<Duration>| retry.is_some_and(|at| at <= cx.now);
+        match &mut self.phase {
+            Phase::Looking { retry } if due(retry) => {
+                *retry = None;
+                cx.out.push(Effect::Look { session: self.id.clone() });
+            }
+            Phase::Claiming { record, retry, .. } if due(retry) => {
+                *retry = None;
+                cx.out.push(Effect::Claim { record: record.clone() });
+            }
+            Phase::Loading { epoch, retry } if due(retry) => {
+                *retry = None;
+                cx.out.push(Effect::Load { session: self.id.clone(), epoch: *epoch });
+            }
+            _ => {}
+        }
+        let late: Vec<RequestId> =
+            self.held.iter().filter(|held| held.until <= cx.now).map(|held| held.request.clone()).collect();
+        for request in late {
+            self.held.retain(|held| held.request != request);
+            self.tell(cx, &request, &Reply::Retry);
+            self.waiters.remove(&request);
+        }
+        self.tick_outgoing(cx);
+        self.advance(cx);
+    }
+}

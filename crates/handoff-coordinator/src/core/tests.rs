@@ -1,0 +1,306 @@
+//! One engine by hand: what the mission's flow charts say of trying again, of other nodes and of staying, and when the load moves a session.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use drover_types::{AgentKind, Epoch, SessionId};
+
+use super::*;
+use crate::session::Opening;
+
+/// One node with sessions, whose file systems answer at once and whose peers are silent unless a test speaks for them.
+struct Desk {
+    engine: Engine,
+    now: Duration,
+    len: BTreeMap<SessionId, u64>,
+    sent: Vec<(NodeId, Message)>,
+    events: Vec<Event>,
+    suspects: Vec<NodeId>,
+    replies: Vec<Reply>,
+    runs: Vec<(SessionId, Turn)>,
+}
+
+fn node(number: u32) -> NodeId {
+    NodeId::new(&format!("swarm/{number}"))
+}
+
+fn session(number: usize) -> SessionId {
+    format!("s{number}").parse().unwrap()
+}
+
+fn echo() -> BTreeSet<String> {
+    BTreeSet::from(["echo".to_owned()])
+}
+
+impl Desk {
+    fn new(peers: u32, sessions: usize, settings: Settings) -> Self {
+        let me = Owner { node: node(0), boot: 1 };
+        let engine = Engine::new(Duration::ZERO, me, settings, 7);
+        let mut desk = Self {
+            engine,
+            now: Duration::ZERO,
+            len: BTreeMap::new(),
+            sent: Vec::new(),
+            events: Vec::new(),
+            suspects: Vec::new(),
+            replies: Vec::new(),
+            runs: Vec::new(),
+        };
+        desk.load(0.1);
+        let peers = (1..=peers).map(|number| Peer {
+            node: node(number),
+            state: PeerState::Alive,
+            load: 0.1,
+            overloaded: false,
+            capabilities: echo(),
+        });
+        desk.feed(Input::Peers(peers.collect()));
+        for number in 0..sessions {
+            desk.ask(number, "first");
+            desk.answer(number, 0);
+        }
+        desk
+    }
+
+    fn load(&mut self, load: f64) {
+        self.feed(Input::Own(Own { load, leaving: false, capabilities: echo() }));
+    }
+
+    fn ask(&mut self, number: usize, request: &str) {
+        let metadata = BTreeMap::new();
+        let open = Opening { agent: AgentKind::Echo, replayable: false, capabilities: echo(), metadata, at_us: 0 };
+        let asked = Asked {
+            session: session(number),
+            request: request.parse().unwrap(),
+            prompt: "hello".into(),
+            reply: ReplyTo(1),
+            known: Epoch(0),
+            open: Some(open),
+            at_us: 0,
+        };
+        self.feed(Input::Turn(Box::new(asked)));
+    }
+
+    fn answer(&mut self, number: usize, turn: u32) {
+        let outcome = crate::session::Outcome::Answer("hello".into());
+        let (session, turn) = (session(number), Turn(turn));
+        self.feed(Input::Ended { session, epoch: Epoch(1), turn, outcome, notes: Vec::new(), at_us: 0 });
+    }
+
+    fn feed(&mut self, input: Input) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            let mut effects = Vec::new();
+            self.engine.handle(self.now, input, &mut effects);
+            for effect in effects {
+                match effect {
+                    Effect::Look { session } => inputs.push(Input::Looked { session, outcome: Looked::Nobody }),
+                    Effect::Claim { record } => {
+                        let (session, epoch) = (record.session, record.epoch);
+                        inputs.push(Input::Claimed { session, epoch, outcome: ClaimOutcome::Won });
+                    }
+                    Effect::Append { session, epoch, first, records } => {
+                        let len = self.len.entry(session.clone()).or_default();
+                        *len += 100 * records.len() as u64;
+                        let outcome = Appended::Done { len: *len, digest: Digest::default() };
+                        inputs.push(Input::Appended { session, epoch, first, outcome });
+                    }
+                    Effect::Park { session, epoch, handoff } => inputs.push(Input::Parked { session, epoch, handoff }),
+                    Effect::Send { to, message } => self.sent.push((to, message)),
+                    Effect::Event(event) => self.events.push(event),
+                    Effect::Suspect { node } => self.suspects.push(node),
+                    Effect::Reply { reply, .. } => self.replies.push(reply),
+                    Effect::Run { session, turn, .. } => self.runs.push((session, turn)),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Lets time pass until nothing is on its way or that long is over.
+    fn wait(&mut self, span: Duration) {
+        let end = self.now + span;
+        while self.engine.deadline() <= end && (self.engine.moving().0 > 0 || self.events.is_empty()) {
+            self.now = self.engine.deadline().max(self.now);
+            self.feed(Input::Tick);
+        }
+        self.now = self.now.max(end);
+    }
+
+    fn go(&mut self, to: Option<NodeId>) {
+        self.events.clear();
+        self.feed(Input::Move { session: session(0), to, why: Why::Operator });
+    }
+
+    /// Requests by node, each attempt once.
+    fn requests(&self) -> Vec<NodeId> {
+        let mut seen = BTreeSet::new();
+        let requests = self.sent.iter().filter(|(_, message)| matches!(message, Message::Request { .. }));
+        requests.filter(|(_, message)| seen.insert(message.handoff())).map(|(to, _)| to.clone()).collect()
+    }
+
+    fn reject(&mut self, why: Rejection) {
+        let (from, handoff) = self.sent.last().map(|(to, message)| (to.clone(), message.handoff())).unwrap();
+        self.feed(Input::Message { from, message: Message::Reject { handoff, why } });
+    }
+}
+
+#[test]
+fn a_silent_node_is_tried_again_then_suspected_then_another_is_tried_and_then_the_session_stays() {
+    let settings = Settings { max_retries: 2, max_targets: 2, ..Settings::default() };
+    let mut desk = Desk::new(3, 1, settings);
+    desk.go(None);
+    desk.wait(Duration::from_mins(10));
+    let requests = desk.requests();
+    assert_eq!(requests.len(), 2 * 3, "each of two nodes once and twice again: {requests:?}");
+    assert!(requests[..3].iter().all(|to| *to == requests[0]) && requests[3..].iter().all(|to| *to == requests[3]));
+    assert_ne!(requests[0], requests[3]);
+    assert_eq!(desk.suspects, [requests[0].clone(), requests[3].clone()]);
+    let [Event::Started { .. }, Event::Failed { error: Failure::Silent, attempts: 6, .. }] = &desk.events[..] else {
+        panic!("{:?}", desk.events)
+    };
+    desk.ask(0, "second");
+    assert_eq!(desk.runs.last(), Some(&(session(0), Turn(1))), "it goes on here");
+}
+
+#[test]
+fn the_pause_between_attempts_is_the_one_that_is_set() {
+    let settings = Settings { max_retries: 1, retry_delay: Duration::from_secs(7), ..Settings::default() };
+    let (silence, pause) = (settings.rpc_timeout, settings.retry_delay);
+    let mut desk = Desk::new(1, 1, settings);
+    let start = desk.now;
+    desk.go(Some(node(1)));
+    desk.wait((silence + pause).saturating_sub(Duration::from_millis(1)));
+    assert_eq!(desk.requests().len(), 1);
+    desk.now = start + silence + pause;
+    desk.feed(Input::Tick);
+    assert_eq!(desk.requests().len(), 2);
+}
+
+#[test]
+fn who_says_no_is_not_asked_again_and_nobody_is_suspected() {
+    let mut desk = Desk::new(2, 1, Settings::default());
+    desk.go(None);
+    desk.reject(Rejection::Overloaded);
+    assert_eq!(desk.requests().len(), 2, "the next one at once");
+    desk.reject(Rejection::Full);
+    let requests = desk.requests();
+    assert_ne!(requests[0], requests[1]);
+    let last = desk.events.last();
+    let failed =
+        matches!(last, Some(Event::Failed { error: Failure::NobodyTook(Some(Rejection::Full)), attempts: 2, .. }));
+    assert!(failed, "{last:?}");
+    assert!(desk.suspects.is_empty());
+}
+
+#[test]
+fn a_node_that_was_named_is_the_only_one_that_is_asked() {
+    let mut desk = Desk::new(3, 1, Settings::default());
+    desk.go(Some(node(2)));
+    desk.reject(Rejection::Overloaded);
+    assert_eq!(desk.requests(), [node(2)]);
+    assert!(matches!(desk.events.last(), Some(Event::Failed { .. })));
+    desk.go(Some(node(0)));
+    assert!(matches!(desk.events[..], [Event::NotMoved { error: Failure::NoTarget, .. }]), "it is there");
+}
+
+#[test]
+fn a_target_that_turns_doubtful_before_the_offer_costs_nothing() {
+    let mut desk = Desk::new(2, 1, Settings::default());
+    desk.go(None);
+    let first = desk.requests()[0].clone();
+    let state = |number: u32| if node(number) == first { PeerState::Suspect } else { PeerState::Alive };
+    let peers = (1..=2).map(|number| Peer {
+        node: node(number),
+        state: state(number),
+        load: 0.1,
+        overloaded: false,
+        capabilities: echo(),
+    });
+    desk.feed(Input::Peers(peers.collect()));
+    let requests = desk.requests();
+    assert!(requests.len() == 2 && requests[1] != first, "{requests:?}");
+    assert!(desk.suspects.is_empty(), "the membership knows");
+}
+
+#[test]
+fn load_moves_sessions_that_have_stayed_for_a_while_and_only_some_at_a_time() {
+    let settings = Settings { max_moves: 2, ..Settings::default() };
+    let (residence, interval) = (settings.residence, settings.rebalance_interval);
+    let mut desk = Desk::new(3, 5, settings);
+    desk.events.clear();
+    desk.load(0.9);
+    let tick = |desk: &mut Desk, until: Duration| {
+        while desk.engine.deadline() <= until {
+            desk.now = desk.engine.deadline().max(desk.now);
+            desk.feed(Input::Tick);
+        }
+    };
+    tick(&mut desk, residence.saturating_sub(interval));
+    assert_eq!(desk.engine.moving().0, 0, "they have just come");
+    tick(&mut desk, residence + 5 * interval);
+    assert_eq!(desk.engine.moving().0, 2, "not all at once");
+    let why: Vec<bool> =
+        desk.events.iter().map(|event| matches!(event, Event::Started { why: Why::Load, .. })).collect();
+    assert_eq!(why, [true, true]);
+
+    let mut off = Desk::new(3, 1, Settings { enabled: false, ..Settings::default() });
+    off.load(1.0);
+    tick(&mut off, Duration::from_mins(5));
+    assert_eq!(off.engine.moving().0, 0, "switched off");
+    off.go(None);
+    assert_eq!(off.engine.moving().0, 1, "what a person asks for is done");
+}
+
+#[test]
+fn an_overloaded_node_takes_no_session_and_lets_go_of_one_that_is_coming() {
+    let mut desk = Desk::new(1, 0, Settings::default());
+    let request = |number: u64, attempt| Message::Request {
+        handoff: HandoffId(number),
+        session: session(9),
+        epoch: Epoch(4),
+        attempt,
+        len: 10,
+        needs: Needs { capabilities: echo() },
+        fresh: false,
+    };
+    desk.feed(Input::Message { from: node(1), message: request(1, 1) });
+    assert_eq!(desk.engine.moving().1, 1);
+    desk.load(0.95);
+    assert_eq!(desk.engine.moving().1, 0);
+    let said = |handoff| Message::Reject { handoff, why: Rejection::Overloaded };
+    assert_eq!(desk.sent.last(), Some(&(node(1), said(HandoffId(1)))));
+    // Asked again, the same answer; a new one too.
+    for number in [1, 2] {
+        desk.feed(Input::Message { from: node(1), message: request(number, 1) });
+        assert_eq!(desk.sent.last(), Some(&(node(1), said(HandoffId(number)))));
+    }
+}
+
+#[test]
+fn a_late_request_of_an_earlier_attempt_changes_nothing() {
+    let mut desk = Desk::new(1, 0, Settings::default());
+    let request = |number: u64, attempt| Message::Request {
+        handoff: HandoffId(number),
+        session: session(9),
+        epoch: Epoch(4),
+        attempt,
+        len: 10,
+        needs: Needs::default(),
+        fresh: false,
+    };
+    let mut come = |message| {
+        desk.feed(Input::Message { from: node(1), message });
+        desk.sent.last().cloned()
+    };
+    come(request(2, 2));
+    let late = come(request(1, 1));
+    let (handoff, why) = (HandoffId(1), Rejection::Duplicate);
+    assert_eq!(late, Some((node(1), Message::Reject { handoff, why })));
+    // The next one takes the place of the one before.
+    come(request(3, 3));
+    desk.feed(Input::Reserved { handoff: HandoffId(2), outcome: Reserved::Room(0) });
+    assert!(!desk.sent.iter().any(|(_, message)| matches!(message, Message::Accept { .. })));
+    desk.feed(Input::Reserved { handoff: HandoffId(3), outcome: Reserved::Room(0) });
+    assert_eq!(desk.sent.last(), Some(&(node(1), Message::Accept { handoff: HandoffId(3), have: 0 })));
+}

@@ -1,0 +1,197 @@
+//! Ownership as files on a file system that all nodes reach.
+//!
+//! ```text
+//! <root>/<session>/owners/<epoch>.json     one line: session, epoch, owner, cause; made by link(2), never changed
+//! ```
+//!
+//! A record is written under a name of its own and synced, then linked to the name of its epoch: link(2) is atomic and
+//! exclusive on every file system that we know, network ones included. Whether it succeeded is read from the file and not
+//! believed from the call, because a repeated request of a network file system may be told that the name is taken, by itself.
+//! A client of a network file system may answer a lookup from memory; what it changes in a directory makes it ask anew, so every look
+//! makes and removes a name first.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use drover_types::{Epoch, SessionId};
+
+use super::{Claimed, Ownership, OwnershipError};
+use crate::core::{NodeId, OwnerRecord};
+use crate::files;
+
+/// A record is far smaller.
+const MAX_BYTES: u64 = 4096;
+
+/// The adapter; cheap to clone, holds no file open.
+#[derive(Debug, Clone)]
+pub struct SharedFiles {
+    root: PathBuf,
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OwnershipError {
+    let path = path.to_owned();
+    move |source| OwnershipError::Files { what, path, source }
+}
+
+impl SharedFiles {
+    /// Below this directory, which is made when it is missing.
+    pub fn new(root: impl Into<PathBuf>) -> Result<Self, OwnershipError> {
+        let root = root.into();
+        files::make_dir(&root).map_err(failed("make", &root))?;
+        Ok(Self { root })
+    }
+
+    fn dir(&self, session: &SessionId) -> PathBuf {
+        self.root.join(session.as_str()).join("owners")
+    }
+
+    /// The newest epoch of which there is a file.
+    fn newest_epoch(dir: &Path) -> Result<Option<Epoch>, OwnershipError> {
+        // Has a network file system's client forget what it remembers of this directory.
+        let touched = files::scratch(dir, "look");
+        match std::fs::DirBuilder::new().create(&touched) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            made => made.and_then(|()| std::fs::remove_dir(&touched)).map_err(failed("look into", dir))?,
+        }
+        let mut newest = None;
+        for entry in std::fs::read_dir(dir).map_err(failed("list", dir))? {
+            let name = entry.map_err(failed("list", dir))?.file_name();
+            let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
+            let number = name.strip_suffix(".json").filter(|number| number.len() == 20);
+            let Some(epoch) = number.and_then(|number| number.parse().ok()).filter(|epoch| *epoch > 0) else {
+                return Err(OwnershipError::Foreign { path: dir.join(name), why: "its name is no epoch".into() });
+            };
+            newest = newest.max(Some(Epoch(epoch)));
+        }
+        Ok(newest)
+    }
+
+    fn read(dir: &Path, session: &SessionId, epoch: Epoch) -> Result<Option<OwnerRecord>, OwnershipError> {
+        let path = dir.join(name(epoch));
+        let foreign = |why: String| OwnershipError::Foreign { path: path.clone(), why };
+        let bytes = match files::read_small(&path, MAX_BYTES) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(None),
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => {
+                return Err(foreign(error.to_string()));
+            }
+            Err(error) => return Err(failed("read", &path)(error)),
+        };
+        if !bytes.ends_with(b"\n") {
+            return Err(foreign("it ends in the middle".into()));
+        }
+        let record: OwnerRecord = serde_json::from_slice(&bytes).map_err(|error| foreign(error.to_string()))?;
+        if record.session != *session || record.epoch != epoch {
+            return Err(foreign(format!("it is about epoch {} of session {}", record.epoch, record.session)));
+        }
+        Ok(Some(record))
+    }
+}
+
+fn name(epoch: Epoch) -> String {
+    format!("{:020}.json", epoch.0)
+}
+
+impl Ownership for SharedFiles {
+    fn newest(&self, session: &SessionId) -> Result<Option<OwnerRecord>, OwnershipError> {
+        let dir = self.dir(session);
+        match Self::newest_epoch(&dir)? {
+            Some(epoch) => Self::read(&dir, session, epoch),
+            None => Ok(None),
+        }
+    }
+
+    fn claim(&self, record: &OwnerRecord) -> Result<Claimed, OwnershipError> {
+        let dir = self.dir(&record.session);
+        files::make_dir(&dir).map_err(failed("make", &dir))?;
+        let newest = Self::newest_epoch(&dir)?.unwrap_or_default();
+        if newest.next() < record.epoch {
+            let (session, epoch) = (record.session.clone(), record.epoch);
+            return Err(OwnershipError::Gap { session, epoch, newest });
+        }
+        if newest < record.epoch {
+            let mut line = serde_json::to_vec(record).map_err(io::Error::from).map_err(failed("write", &dir))?;
+            line.push(b'\n');
+            // Taken or not: the file says whose it is.
+            files::publish(&dir, &name(record.epoch), &line).map_err(failed("write", &dir))?;
+        }
+        // Also finds out a claim of long ago that comes only now, when there are later epochs.
+        match self.newest(&record.session)? {
+            Some(newest) if newest == *record => Ok(Claimed::Won),
+            Some(newest) => Ok(Claimed::Lost(newest)),
+            None => Err(OwnershipError::Foreign { path: dir, why: "its records are gone".into() }),
+        }
+    }
+
+    fn owned_by(&self, node: &NodeId) -> Result<Vec<OwnerRecord>, OwnershipError> {
+        let mut owned = Vec::new();
+        for entry in std::fs::read_dir(&self.root).map_err(failed("list", &self.root))? {
+            let name = entry.map_err(failed("list", &self.root))?.file_name();
+            // What is no session's name is none of ours.
+            let Some(session) = name.to_str().and_then(|name| name.parse::<SessionId>().ok()) else { continue };
+            owned.extend(self.newest(&session)?.filter(|newest| newest.owner.node == *node));
+        }
+        Ok(owned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Cause, Owner};
+
+    fn record(epoch: u64, node: &str) -> OwnerRecord {
+        OwnerRecord {
+            session: "s1".parse().unwrap(),
+            epoch: Epoch(epoch),
+            owner: Owner { node: NodeId::new(node), boot: 1 },
+            cause: Cause::TakenOver,
+        }
+    }
+
+    #[test]
+    fn the_first_claim_of_an_epoch_wins_and_may_be_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = SharedFiles::new(dir.path()).unwrap();
+        let (a, b) = (record(1, "x/0"), record(1, "x/1"));
+        assert_eq!(files.newest(&a.session).unwrap(), None);
+        assert_eq!(files.claim(&a).unwrap(), Claimed::Won);
+        assert_eq!(files.claim(&b).unwrap(), Claimed::Lost(a.clone()));
+        assert_eq!(files.claim(&a).unwrap(), Claimed::Won);
+        assert!(matches!(files.claim(&record(3, "x/0")), Err(OwnershipError::Gap { newest: Epoch(1), .. })));
+        let next = record(2, "x/1");
+        assert_eq!(files.claim(&next).unwrap(), Claimed::Won);
+        assert_eq!(files.claim(&a).unwrap(), Claimed::Lost(next.clone()), "a claim of long ago decides nothing");
+        assert_eq!(files.owned_by(&next.owner.node).unwrap(), [next]);
+        assert_eq!(files.owned_by(&a.owner.node).unwrap(), []);
+        let left = std::fs::read_dir(dir.path().join("s1/owners")).unwrap().count();
+        assert_eq!(left, 2, "nothing is left behind");
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = SharedFiles::new(dir.path()).unwrap();
+        let own = record(1, "x/0");
+        files.claim(&own).unwrap();
+        let owners = dir.path().join("s1/owners");
+        let path = owners.join(name(Epoch(2)));
+        let whole = std::fs::read(owners.join(name(Epoch(1)))).unwrap();
+        let large = vec![b'x'; 10_000];
+        for bad in [&whole[..whole.len() - 1], &whole[..9], b"", b"{}\n", &whole, &large] {
+            std::fs::write(&path, bad).unwrap();
+            for result in [files.newest(&own.session).map(drop), files.claim(&record(2, "x/1")).map(drop)] {
+                assert!(
+                    matches!(&result, Err(OwnershipError::Foreign { path: named, .. }) if *named == path),
+                    "{result:?}"
+                );
+            }
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(owners.join(name(Epoch(1))), &path).unwrap();
+        assert!(files.newest(&own.session).is_err(), "a link is followed nowhere");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(owners.join("2.json"), &whole).unwrap();
+        assert!(matches!(files.newest(&own.session), Err(OwnershipError::Foreign { .. })));
+    }
+}

@@ -1,0 +1,7 @@
+//! Handoffs in a simulated world: the production core, a seeded network, file systems that fail, and a judge who only sees effects.
+
+pub mod clients;
+pub mod judge;
+pub mod proof;
+pub mod shared;
+pub mod world;
