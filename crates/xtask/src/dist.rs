@@ -1,87 +1,108 @@
-//! Static binaries in a tarball: what an operator copies to a cluster.
+//! Static binaries and what belongs to them, in a tarball and in a Debian package: what an operator installs.
+//!
+//! ```text
+//! cargo build (musl) ──> pack.rs: the tree as it will lie below the prefix ──> tar, sums, SBOM ──> tried out as a user would
+//!                                                                       └──> cargo-deb, when it is there
+//! ```
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
-use crate::shell::{cargo, installed, program, root, target};
+use crate::pack::{self, Daemons, Tree};
+use crate::shell::{cargo, has, installed, program, root, target};
 
 const TRIPLE: &str = "x86_64-unknown-linux-musl";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Packs programs that are built already, the daemons as links to `drover`, and tries nothing out.
+pub(crate) struct Ready {
+    /// Where the programs are.
+    pub(crate) from: PathBuf,
+    /// Where the archive goes.
+    pub(crate) out: PathBuf,
+}
 
 /// Builds, packs, and checks that what was packed runs.
-pub(crate) fn run() -> anyhow::Result<()> {
-    toolchain()?;
+pub(crate) fn run(ready: Option<Ready>) -> anyhow::Result<()> {
     let programs = programs()?;
+    if let Some(Ready { from, out }) = ready {
+        let tree = Tree { name: format!("drover-{VERSION}-debug"), out };
+        let archive = tree.pack(&from, Daemons::Links(&names(&programs)), "x86_64-unknown-linux-gnu")?;
+        eprintln!("xtask: {}", archive.display());
+        return Ok(());
+    }
+    toolchain()?;
     let packages: Vec<&str> = programs.iter().map(|(package, _)| package.as_str()).collect();
     cargo(&["build", "--profile", "dist", "--target", TRIPLE, "--locked", "--bins"]).packages(&packages).run()?;
-
-    let name = format!("drover-{}-{TRIPLE}", env!("CARGO_PKG_VERSION"));
-    let dist = target().join("dist-pack");
-    let dir = dist.join(&name);
-    if dir.exists() {
-        fs::remove_dir_all(&dir)?;
-    }
-    let mut files = Vec::new();
+    let built = target().join(TRIPLE).join("dist");
     for (_, bin) in &programs {
-        let built = target().join(TRIPLE).join("dist").join(bin);
-        let bytes = fs::read(&built).with_context(|| format!("{bin} was not built"))?;
+        let bytes = fs::read(built.join(bin)).with_context(|| format!("{bin} was not built"))?;
         if needs_loader(&bytes) {
             bail!("{bin} is not static: it would need the libraries of the machine that built it");
         }
-        files.push(pack(&built, &dir, &format!("bin/{bin}"))?);
     }
-    for file in ["LICENSE", "README.md"] {
-        files.push(pack(&root().join(file), &dir, file)?);
+    let tree = Tree { name: format!("drover-{VERSION}-{TRIPLE}"), out: target().join("dist-pack") };
+    let archive = tree.pack(&built, Daemons::Files(&names(&programs)), TRIPLE)?;
+    try_out(&tree, &programs)?;
+    eprintln!("xtask: {}", archive.display());
+    debian(&tree)
+}
+
+fn names(programs: &[(String, String)]) -> Vec<&str> {
+    programs.iter().map(|(_, bin)| bin.as_str()).filter(|bin| *bin != "drover").collect()
+}
+
+/// A Debian package of the same tree. What goes where stands beside the command line's manifest.
+fn debian(tree: &Tree) -> anyhow::Result<()> {
+    if !has("cargo", &["deb", "--version"]) {
+        eprintln!("xtask: cargo-deb is not installed, no Debian package is made (cargo install cargo-deb)");
+        return Ok(());
     }
-    // Where they lie in the repository, so that README's links lead somewhere.
-    for folder in ["configs", "docs"] {
-        for entry in fs::read_dir(root().join(folder))? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                let file = format!("{folder}/{}", entry.file_name().to_string_lossy());
-                files.push(pack(&entry.path(), &dir, &file)?);
-            }
+    // cargo-deb wants fixed names.
+    let stage = target().join("dist-deb");
+    if stage.exists() {
+        fs::remove_dir_all(&stage)?;
+    }
+    fs::rename(tree.dir(), &stage)?;
+    pack::compress_manuals(&stage)?;
+    let package = tree.out.join(format!("drover_{VERSION}_amd64.deb"));
+    let made = cargo(&["deb", "--package", "drover-cli", "--no-build", "--no-strip", "--target", TRIPLE, "--output"])
+        .arg(&package)
+        .run();
+    fs::rename(&stage, tree.dir())?;
+    made?;
+    let inside = program("dpkg-deb", &["--contents"]).arg(&package).read()?;
+    for wanted in
+        ["./usr/bin/drover-router", "./lib/systemd/system/drover-router@.service", "./usr/share/man/man1/drover.1.gz"]
+    {
+        if !inside.contains(wanted) {
+            bail!("{} lacks {wanted}:\n{inside}", package.display());
         }
     }
-    files.sort();
-    fs::write(dir.join("SHA256SUMS"), program("sha256sum", &files).within(&dir).read()?)?;
-    let archive = format!("{name}.tar.gz");
-    let owner = ["--owner=0", "--group=0", "--numeric-owner", "--sort=name"];
-    program("tar", &[&["--create", "--gzip", "--file", &archive], &owner[..], &[&name]].concat())
-        .within(&dist)
-        .run()?;
-    let sum = program("sha256sum", &[&archive]).within(&dist).read()?;
-    fs::write(dist.join(format!("{archive}.sha256")), sum)?;
-    fs::remove_dir_all(&dir)?;
-    try_out(&dist, &archive, &name, &programs)?;
-    eprintln!("xtask: {}", dist.join(archive).display());
+    pack::sum(&tree.out, &package.file_name().unwrap_or_default().to_string_lossy())?;
+    eprintln!("xtask: {}", package.display());
     Ok(())
 }
 
-/// Copies a file into the package; returns its name there.
-fn pack(from: &Path, dir: &Path, to: &str) -> anyhow::Result<String> {
-    let path = dir.join(to);
-    fs::create_dir_all(path.parent().unwrap_or(dir))?;
-    fs::copy(from, path).with_context(|| format!("cannot pack {to}"))?;
-    Ok(to.to_owned())
-}
-
 /// Unpacks the archive as its users will, and runs what is in it: every program says its version, and the tour is made.
-fn try_out(dist: &Path, archive: &str, name: &str, programs: &[(String, String)]) -> anyhow::Result<()> {
-    let (version, dir) = (env!("CARGO_PKG_VERSION"), dist.join(name));
-    program("sha256sum", &["--check", "--quiet", &format!("{archive}.sha256")]).within(dist).run()?;
-    program("tar", &["--extract", "--file", archive]).within(dist).run()?;
-    program("sha256sum", &["--check", "--quiet", "SHA256SUMS"]).within(&dir).run()?;
+fn try_out(tree: &Tree, programs: &[(String, String)]) -> anyhow::Result<()> {
+    let archive = tree.archive_name();
+    fs::remove_dir_all(tree.dir())?;
+    program("sha256sum", &["--check", "--quiet", &format!("{archive}.sha256")]).within(&tree.out).run()?;
+    program("tar", &["--extract", "--file", &archive]).within(&tree.out).run()?;
+    program("sha256sum", &["--check", "--quiet", "SHA256SUMS"]).within(&tree.dir()).run()?;
     for (_, bin) in programs {
-        let shown = program(dir.join("bin").join(bin), &["--version"]).read()?;
-        if !shown.contains(version) {
-            bail!("the packed {bin} says it is {}, not {version}", shown.trim());
+        let shown = program(tree.dir().join("bin").join(bin), &["--version"]).read()?;
+        if !shown.contains(VERSION) {
+            bail!("the packed {bin} says it is {}, not {VERSION}", shown.trim());
         }
     }
-    let state = dist.join("state");
-    let toured = program(dir.join("bin/drover"), &["demo"]).env("DROVER_STATE_DIR", &state).within(&dir).run();
+    let state = tree.out.join("state");
+    let toured =
+        program(tree.dir().join("bin/drover"), &["demo"]).env("DROVER_STATE_DIR", &state).within(&tree.dir()).run();
     if state.exists() {
         fs::remove_dir_all(&state)?;
     }
@@ -123,6 +144,11 @@ fn programs() -> anyhow::Result<Vec<(String, String)>> {
         bail!("this workspace has no programs");
     }
     Ok(found)
+}
+
+/// A directory, or the one that the root of the repository has by this name.
+pub(crate) fn place(dir: &Path) -> PathBuf {
+    root().join(dir)
 }
 
 #[cfg(test)]

@@ -5,13 +5,18 @@
 
 mod dist;
 mod lint;
+mod pack;
 mod proof;
+mod sbom;
 mod shell;
 mod test;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::dist::Ready;
 
 /// The chores of this repository.
 #[derive(Parser)]
@@ -42,20 +47,30 @@ enum Chore {
     Chaos {
         /// Which proof
         name: String,
-        /// How many kills
+        /// How many kills; of `slurm`: how many prompts during each fault
         #[arg(long)]
         rounds: Option<u32>,
         /// Decides everything random; fresh when not given, and always printed
         #[arg(long)]
         seed: Option<u64>,
+        /// Of `slurm`: only this fault; may be given several times
+        #[arg(long)]
+        fault: Vec<String>,
     },
     /// Long runs that watch for growth
     Soak {
         /// Which proof
         name: String,
     },
-    /// Static binaries in a tarball, with checksums
-    Dist,
+    /// Static binaries and what belongs to them: a tarball, and a Debian package when cargo-deb is there
+    Dist {
+        /// Pack the programs of this directory instead, the daemons as links to drover; for tests of the installation
+        #[arg(long, value_name = "DIR", requires = "out")]
+        from: Option<PathBuf>,
+        /// Where that archive goes
+        #[arg(long, value_name = "DIR", requires = "from")]
+        out: Option<PathBuf>,
+    },
     /// Writes the pages that are made from code
     Docs,
 }
@@ -65,9 +80,12 @@ fn main() -> ExitCode {
         Chore::Lint => lint::run(),
         Chore::Test { filter } => test::run(filter.as_deref()),
         Chore::Bench { names, short } => proof::bench(&names, short),
-        Chore::Chaos { name, rounds, seed } => proof::chaos(&name, rounds, seed),
+        Chore::Chaos { name, rounds, seed, fault } => proof::chaos(&name, rounds, seed, &fault),
         Chore::Soak { name } => proof::soak(&name),
-        Chore::Dist => dist::run(),
+        Chore::Dist { from, out } => {
+            let ready = from.zip(out).map(|(from, out)| Ready { from: dist::place(&from), out: dist::place(&out) });
+            dist::run(ready)
+        }
         Chore::Docs => docs(),
     };
     match outcome {

@@ -18,15 +18,62 @@ const BENCHES: &[(&str, &str)] = &[
         "membership beside serf: join, detection, traffic, false verdicts; needs root and serf, takes two hours",
     ),
     ("gossip-speed", "its first part: joins, kills, traffic and memory"),
+    ("gossip-joins", "joins, idle traffic and memory of ours alone, to try a change with"),
     ("gossip-verdicts", "its second part: false verdicts under loss and stops"),
     ("gossip-regions", "its third part: detection in one of two regions"),
+    ("dispatch", "many model calls at once, beside the ideal of a mock provider's own stamps; ten minutes"),
+    ("dispatch-speed", "of it: share of the ideal, processor time of a call"),
+    ("dispatch-front", "of it: the HTTP front on one core"),
+    ("dispatch-memory", "of it: tasks that wait, and a file of a million"),
+    ("dispatch-table", "of it: the mission's table one after another and in parallel, with honest speed-ups"),
+    ("dispatch-limits", "of it: strict, changing and unknown limits"),
+    ("dispatch-faults", "of it: slow calls, errors, fairness"),
+    ("dispatch-rivals", "of it: LiteLLM and TensorZero, which pip installs, against the same mock"),
+    ("slurm", "a real Slurm from a laptop, all of what follows; needs root"),
+    ("slurm-launch", "from launch to the first word, with echo and, where it is installed, codex"),
+    ("slurm-link", "outboxes through follower and SSH beside `ssh login cat`"),
+    ("slurm-waits", "from a worker's record to its event at the laptop"),
+    ("slurm-idle", "what the follower costs the login host while nothing happens"),
+    ("slurm-calls", "what Slurm's controller is asked with twenty swarms"),
+    ("slurm-many", "64 hosts over one connection and one follower"),
 ];
 
 /// Kill proofs that exist: name, program, what it does.
 const CHAOS: &[(&str, &str, &str)] = &[
     ("local", "chaos", "kills daemons, workers and agents of the local backend while prompts run"),
+    (
+        "dispatch",
+        "dispatch-chaos",
+        "kills the dispatcher a hundred times under a cap, and once in the middle of ten thousand tasks",
+    ),
+    (
+        DISPATCH_CORE,
+        "",
+        "the dispatcher's core in simulated time: ten thousand histories with crashes, and all else in its whole size",
+    ),
+    ("dispatch-nodes", "task-nodes", "ten thousand pages read on eight nodes, three of them killed midway"),
     ("gossip", "gossip-sim", "thousands of kills in simulated clusters: joins, detection, false verdicts"),
+    (
+        "handoff-model",
+        "handoff-model",
+        "a million simulated handoffs with kills, stops, cuts and failing files at every step",
+    ),
+    (
+        SLURM_HISTORIES,
+        "",
+        "200 random histories of the allocator and the fake Slurm's programs: no job twice, none lost, calls within the budget",
+    ),
+    (
+        "slurm",
+        "slurm-chaos",
+        "breaks a real Slurm, its hosts and the way to it while prompts run; needs root, takes an hour, --fault names one",
+    ),
 ];
+
+/// The tests of the dispatcher's core, which have a whole size too.
+const DISPATCH_CORE: &str = "dispatch-core";
+/// Random histories of the allocator with the fake Slurm; a test with a whole size.
+const SLURM_HISTORIES: &str = "slurm-histories";
 
 /// Long runs that exist.
 const SOAKS: &[(&str, &str)] =
@@ -45,11 +92,28 @@ pub(crate) fn bench(names: &[String], short: bool) -> anyhow::Result<()> {
 }
 
 /// Runs a kill proof.
-pub(crate) fn chaos(name: &str, rounds: Option<u32>, seed: Option<u64>) -> anyhow::Result<()> {
+pub(crate) fn chaos(name: &str, rounds: Option<u32>, seed: Option<u64>, faults: &[String]) -> anyhow::Result<()> {
     let Some((_, program, _)) = CHAOS.iter().find(|(known, _, _)| *known == name) else {
         let list: Vec<(&str, &str)> = CHAOS.iter().map(|(name, _, about)| (*name, *about)).collect();
         return known("chaos", name, &list);
     };
+    if name == DISPATCH_CORE {
+        let tests = ["test", "--release", "--locked", "--package", "drover-llm-dispatcher", "--test", "core"];
+        let mut tests = cargo(&[&tests[..], &["--", "--show-output"]].concat()).env("DROVER_SIM", "whole");
+        if let Some(seed) = seed {
+            tests = tests.env("DROVER_SEED", seed.to_string());
+        }
+        return tests.run();
+    }
+    if name == SLURM_HISTORIES {
+        cargo(&["build", "--locked", "--package", "drover-testkit", "--bins"]).run()?;
+        let tests = ["test", "--locked", "--package", "drover-slurm-allocator", "--test", "allocator"];
+        let mut tests = cargo(&[&tests[..], &["histories", "--", "--show-output"]].concat()).env("DROVER_SIM", "whole");
+        if let Some(seed) = seed {
+            tests = tests.env("DROVER_SEED", seed.to_string());
+        }
+        return tests.run();
+    }
     let mut args: Vec<OsString> = Vec::new();
     if let Some(rounds) = rounds {
         args.extend(["--kills".into(), rounds.to_string().into()]);
@@ -57,6 +121,7 @@ pub(crate) fn chaos(name: &str, rounds: Option<u32>, seed: Option<u64>) -> anyho
     if let Some(seed) = seed {
         args.extend(["--seed".into(), seed.to_string().into()]);
     }
+    args.extend(faults.iter().flat_map(|fault| ["--fault".into(), fault.into()]));
     run(program, &args)
 }
 

@@ -48,6 +48,7 @@ pub(crate) fn installed(name: &str, package: &str) -> anyhow::Result<()> {
 pub(crate) struct Call {
     command: Command,
     shown: String,
+    quiet: bool,
 }
 
 /// The cargo that runs us.
@@ -62,7 +63,7 @@ pub(crate) fn cargo<S: AsRef<OsStr>>(args: &[S]) -> Call {
 pub(crate) fn program<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S]) -> Call {
     let mut command = Command::new(program.as_ref());
     command.args(args).current_dir(root()).stdin(Stdio::null());
-    Call { command, shown: format!("{}{}", program.as_ref().to_string_lossy(), words(args)) }
+    Call { command, quiet: false, shown: format!("{}{}", program.as_ref().to_string_lossy(), words(args)) }
 }
 
 fn words<S: AsRef<OsStr>>(args: &[S]) -> String {
@@ -78,6 +79,19 @@ impl Call {
     /// Sets a variable for it.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// One more argument.
+    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.shown = format!("{} {}", self.shown, arg.as_ref().to_string_lossy());
+        self.command.arg(arg);
+        self
+    }
+
+    /// Says nothing when all is well.
+    pub(crate) fn quiet(mut self) -> Self {
+        self.quiet = true;
         self
     }
 
@@ -98,13 +112,17 @@ impl Call {
 
     /// Runs it to its end; fails when it does.
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
-        eprintln!("xtask: {}", self.shown);
+        if !self.quiet {
+            eprintln!("xtask: {}", self.shown);
+        }
         let began = Instant::now();
         let status = self.command.status().with_context(|| format!("cannot run {}", self.shown))?;
         if !status.success() {
             bail!("{} failed ({status})", self.shown);
         }
-        eprintln!("xtask: done in {} s", began.elapsed().as_secs());
+        if !self.quiet {
+            eprintln!("xtask: done in {} s", began.elapsed().as_secs());
+        }
         Ok(())
     }
 
