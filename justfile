@@ -30,6 +30,7 @@ lab *options:
 lab-down:
     deploy/lab/down
 
-# A shell on the laptop of that cluster: `ssh -F "$SSH_CONFIG" login sinfo`
-sim *options:
-    deploy/lab/up {{options}} && deploy/lab/on laptop
+# A cluster to try drover on. `just sim`: the one above, and a shell on its laptop (`ssh -F "$SSH_CONFIG" login sinfo`).
+# `just sim up`, `just sim on laptop`, `just sim down`: one of containers, docs/simulation.md
+sim verb="lab" *options:
+    {{ if verb == "lab" { "deploy/lab/up " + options + " && deploy/lab/on laptop" } else { "deploy/compose/sim " + verb + " " + options } }}
