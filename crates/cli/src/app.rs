@@ -91,6 +91,9 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
             .out(crate::completions::script(completions.shell).trim_end())
             .map(|()| Exit::Done)
             .map_err(Into::into),
+        Command::Manual(manual) => crate::manual::write(&manual.dir)
+            .map(|()| Exit::Done)
+            .map_err(|error| Fault::failed(format!("cannot write to {}: {error}", manual.dir.display())).into()),
         Command::Connect(connect) => commands::connect::run(connect.addr).map_err(Into::into),
         command => on_runtime(cli.global, command, &screen),
     };

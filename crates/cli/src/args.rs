@@ -74,7 +74,7 @@ Examples:
     Inject(Inject),
     /// List the swarms
     #[command(after_help = "Example:\n  drover list --json")]
-    List,
+    List(List),
     /// Show a swarm and its nodes
     #[command(after_help = "Example:\n  drover status 6c1f")]
     Status(Swarm),
@@ -116,7 +116,7 @@ A key is changed in three steps, and each waits until nobody is cut off by it:
     #[command(after_help = "\
 A file has one prompt a line, or one JSON object a line, such as
   {\"id\": \"q1\", \"prompt\": \"Sum up: ...\", \"system\": \"Be brief.\", \"max_tokens\": 200}
-with any of: id, prompt, system, kind, url, max_tokens, temperature, schema, priority, deadline_ms, hedge.
+with any of: id, prompt, system, kind, url, max_tokens, temperature, schema, priority, deadline_ms, hedge, cache.
 
 Examples:
   drover dispatch prompts.txt --provider sim
@@ -150,6 +150,24 @@ Examples:
     /// Show what model calls cost, and what is left of the day's cap
     #[command(after_help = "Examples:\n  drover spend\n  drover spend --days 30 --json")]
     Spend(Spend),
+    /// Set a model provider up: write the configuration, find the key, see with one call that it works
+    #[command(after_help = "\
+A key comes from the provider's variable, from a file that only you can read, or from standard
+input; never from the command line, which everybody on the machine can see. On a terminal what is
+left out is asked for.
+
+Examples:
+  drover setup --list
+  drover setup --provider gemini
+  drover setup --provider openai --model gpt-4o-mini --key-stdin < key.txt
+  drover setup --provider local --base-url http://127.0.0.1:8000/v1 --model my-model --price 0:0
+  drover setup --provider sim --json")]
+    Setup(Setup),
+    /// Teach an agent such as Clawdbot, OpenClaw or Codex to use drover
+    #[command(
+        after_help = "Examples:\n  drover skill install\n  drover skill install --to ~/.codex/skills\n  drover skill show"
+    )]
+    Skill(Skill),
     /// Check this machine, the configuration and the daemons, and say what to do
     #[command(after_help = "Examples:\n  drover doctor\n  drover doctor --fix")]
     Doctor(Doctor),
@@ -165,6 +183,9 @@ Examples:
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  source <(drover completions bash)")]
     Completions(Completions),
+    /// Write the manual pages of every command and daemon into a directory
+    #[command(hide = true, after_help = "Example:\n  drover manual share/man/man1")]
+    Manual(Manual),
 }
 
 #[derive(Debug, Args)]
@@ -228,6 +249,13 @@ pub(crate) struct Launch {
     /// Print what would be launched and where, and launch nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only jobs on clusters that look like ours and are of no swarm of this instance
+    #[arg(long)]
+    pub(crate) orphans: bool,
 }
 
 #[derive(Debug, Args)]
@@ -451,6 +479,78 @@ pub(crate) struct Spend {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Setup {
+    /// Provider: gemini, groq, openai, anthropic, sim, or any name together with --base-url
+    #[arg(long, value_name = "NAME")]
+    pub(crate) provider: Option<String>,
+    /// Its model; without it the cheapest that is known
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Address of the provider, or of any server that speaks like OpenAI's
+    #[arg(long, value_name = "URL")]
+    pub(crate) base_url: Option<String>,
+    /// Environment variable that holds the key, instead of the provider's usual one
+    #[arg(long, value_name = "VARIABLE", conflicts_with_all = ["key_file", "key_stdin"])]
+    pub(crate) api_key_env: Option<String>,
+    /// File that holds the key and that only its owner can read (mode 0600)
+    #[arg(long, value_name = "FILE", conflicts_with = "key_stdin")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Read the key from standard input, and keep it in a file of mode 0600
+    #[arg(long)]
+    pub(crate) key_stdin: bool,
+    /// What the model costs, in US dollars per million tokens of input and of output, where the table does not know it
+    #[arg(long, value_name = "IN:OUT", value_parser = price)]
+    pub(crate) price: Option<(f64, f64)>,
+    /// Most workers at once; without it what this machine is good for
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_nodes: Option<u32>,
+    /// Most calls to the provider at once [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_concurrent_api: Option<u32>,
+    /// Most US dollars in a day [default: 5]
+    #[arg(long, value_name = "USD", value_parser = dollars, conflicts_with = "no_cap")]
+    pub(crate) max_daily_spend: Option<f64>,
+    /// No cap on a day's spending
+    #[arg(long)]
+    pub(crate) no_cap: bool,
+    /// Do not call the provider
+    #[arg(long)]
+    pub(crate) no_check: bool,
+    /// File to write, instead of ~/.config/clawdbot/node-scaling.yaml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: Option<PathBuf>,
+    /// Replace a file that setup did not write; it is kept beside, as .bak
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// List the providers, and where their keys come from, instead
+    #[arg(long, conflicts_with_all = ["provider", "model", "base_url", "to"])]
+    pub(crate) list: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Skill {
+    #[command(subcommand)]
+    pub(crate) action: SkillAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SkillAction {
+    /// Write the skill where agents look for skills
+    #[command(after_help = "Examples:\n  drover skill install\n  drover skill install --to ~/.codex/skills")]
+    Install(SkillInstall),
+    /// Print the skill
+    #[command(after_help = "Example:\n  drover skill show")]
+    Show,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SkillInstall {
+    /// Directory of an agent's skills; without it those of the agents that are set up here
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Doctor {
     /// Repair what can be repaired without harm
     #[arg(long)]
@@ -487,6 +587,10 @@ pub(crate) enum SiteAction {
     Follower(SiteFollower),
     /// Print what this host is like, as JSON
     Probe(SiteProbe),
+    /// Do something to the files of swarms on this host's shared file system: what, comes as JSON on standard input
+    Ground(SiteFollower),
+    /// Install codex into the shared file system, and print where
+    Codex(SiteCodex),
 }
 
 #[derive(Debug, Args)]
@@ -494,6 +598,19 @@ pub(crate) struct SiteFollower {
     /// Directory on the shared file system that is drover's
     #[arg(long, value_name = "DIR")]
     pub(crate) base: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SiteCodex {
+    /// Directory on the shared file system that is drover's
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: PathBuf,
+    /// Version
+    #[arg(long, value_name = "V")]
+    pub(crate) version: String,
+    /// Archive of npm's directory to take it from; without it npm fetches it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -510,6 +627,12 @@ pub(crate) struct SiteProbe {
     /// Where codex is; without it where workers find it by themselves
     #[arg(long, value_name = "FILE", requires = "codex")]
     pub(crate) codex_bin: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Manual {
+    /// Where to
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -546,6 +669,18 @@ fn host_port(text: &str) -> Result<String, String> {
         return Err(wrong());
     }
     Ok(text.to_owned())
+}
+
+fn price(text: &str) -> Result<(f64, f64), String> {
+    let wrong = || format!("expected IN:OUT in US dollars per million tokens, such as 0.10:0.40, got {text:?}");
+    let (input, output) = text.split_once(':').ok_or_else(wrong)?;
+    let number = |text: &str| dollars(text).map_err(|_| wrong());
+    Ok((number(input)?, number(output)?))
+}
+
+fn dollars(text: &str) -> Result<f64, String> {
+    let amount: Option<f64> = text.trim().parse().ok().filter(|amount: &f64| amount.is_finite() && *amount >= 0.0);
+    amount.ok_or_else(|| format!("expected an amount of US dollars such as 2.50, got {text:?}"))
 }
 
 fn node_index(text: &str) -> Result<u32, String> {

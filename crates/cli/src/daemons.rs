@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
+use drover_config::Config;
 use drover_service::Daemon;
 
 use crate::beside::Beside;
@@ -16,10 +17,17 @@ pub(crate) struct Linked {
     /// What it is for.
     pub(crate) about: &'static str,
     main: fn(Vec<OsString>) -> ExitCode,
+    /// Its command line.
+    pub(crate) command: fn() -> clap::Command,
 }
 
 const fn linked<D: Daemon>() -> Linked {
-    Linked { name: D::NAME, about: D::ABOUT, main: drover_service::main_from::<D> }
+    Linked {
+        name: D::NAME,
+        about: D::ABOUT,
+        main: drover_service::main_from::<D>,
+        command: drover_service::command::<D>,
+    }
 }
 
 /// Every daemon.
@@ -35,7 +43,14 @@ pub(crate) const ALL: &[Linked] = &[
 /// The daemons of the login side, in the order in which they are started: the router last, so that it finds the others.
 pub(crate) const LOGIN_SIDE: &[&str] = &["outbox-follower", "slurm-allocator", ROUTER];
 
-/// Name of the dispatcher in the address book. It runs only once a command has needed it.
+/// The daemons that stand beside swarms: those of the login side and, when nodes come to it, the dispatcher, which is started
+/// first so that it is there when they come.
+pub(crate) fn standing(config: &Config) -> Vec<&'static str> {
+    let dispatcher = config.worker.nodes_use_dispatcher().then_some(DISPATCHER);
+    dispatcher.into_iter().chain(LOGIN_SIDE.iter().copied()).collect()
+}
+
+/// Name of the dispatcher in the address book. It runs only once a command has needed it, or when nodes come to it.
 pub(crate) const DISPATCHER: &str = "llm-dispatcher";
 
 /// Name of the router in the address book.

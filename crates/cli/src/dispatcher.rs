@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use drover_config::Env;
+use drover_dispatcher::Configured;
 use drover_proto::dispatch::dispatch_service_client::DispatchServiceClient;
 use drover_service::{MAX_MESSAGE_BYTES, StateDir, Target, address_book, process};
 use tokio::time::Instant;
@@ -13,6 +15,14 @@ use crate::app::App;
 use crate::daemons::DISPATCHER;
 use crate::fault::{Exit, Fault};
 use crate::start::{self, Recipe};
+
+/// The configuration of dispatching that is in force: drover's own, or the one that `drover setup` wrote.
+pub(crate) fn configured(app: &App) -> Result<Configured, Fault> {
+    Configured::of(&app.config, Some(Path::new(&app.config_source)), &Env::of_process()).map_err(|error| {
+        Fault::new(Exit::BadConfig, error.to_string())
+            .hint("correct the file, or write a new one: drover setup --force")
+    })
+}
 
 /// The generated client, over a channel that finds a restarted dispatcher again.
 pub(crate) type Rpc = DispatchServiceClient<Channel>;
@@ -80,12 +90,8 @@ fn my_config(app: &App) -> String {
 
 /// A `--config` changes nothing for a dispatcher that runs already, which is better said than wondered about.
 fn tell_other_config(app: &App, state: &StateDir) {
-    let (mine, theirs) = (my_config(app), std::fs::read_to_string(state.path().join(STARTED_WITH)).unwrap_or_default());
-    if !mine.is_empty() && mine != theirs {
-        let theirs = if theirs.is_empty() { "the default configuration" } else { &theirs };
-        app.screen
-            .note(&format!("the dispatcher already runs with {theirs}; to use {mine} stop it first: drover down"));
-    }
+    let remembered = state.path().join(STARTED_WITH);
+    start::tell_other_config(app, &remembered, &my_config(app), "the dispatcher already runs", "stop it first");
 }
 
 /// One answer to one question.

@@ -26,6 +26,7 @@ mod daemons;
 mod dispatcher;
 mod fault;
 mod files;
+mod manual;
 mod probe;
 mod render;
 mod start;

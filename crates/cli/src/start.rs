@@ -63,7 +63,11 @@ impl Recipe<'_> {
 
 /// Makes sure that every daemon of the login side runs. Says on standard error what it starts.
 pub(crate) async fn ensure(app: &App, state: &StateDir) -> Result<(), Fault> {
-    if missing(state).is_empty() || files::holder(state, UP_LOCK).is_some() {
+    let missing = || {
+        let wanted = daemons::standing(&app.config).into_iter();
+        wanted.filter(|name| address_book::read(state, name).is_none()).collect::<Vec<_>>()
+    };
+    if missing().is_empty() || files::holder(state, UP_LOCK).is_some() {
         // Only words; a state directory that cannot be written shows elsewhere.
         let _ = settle_config(app, state);
         return Ok(());
@@ -73,7 +77,7 @@ pub(crate) async fn ensure(app: &App, state: &StateDir) -> Result<(), Fault> {
     };
     let deadline = Instant::now() + STARTING;
     let _lock = only_one(state).await?;
-    let missing = missing(state);
+    let missing = missing();
     if missing.is_empty() || files::holder(state, UP_LOCK).is_some() {
         return Ok(());
     }
@@ -158,12 +162,17 @@ pub(crate) fn settle_config(app: &App, state: &StateDir) -> std::io::Result<()> 
         state.join("run")?;
         return std::fs::write(file, mine);
     }
-    let theirs = std::fs::read_to_string(file).unwrap_or_default();
+    tell_other_config(app, &file, &mine, "the daemons already run", "stop them first");
+    Ok(())
+}
+
+/// What runs was started with another configuration, as this file remembers. Whoever started it otherwise knows why.
+pub(crate) fn tell_other_config(app: &App, remembered: &Path, mine: &str, what: &str, advice: &str) {
+    let Ok(theirs) = std::fs::read_to_string(remembered) else { return };
     if !mine.is_empty() && mine != theirs {
         let theirs = if theirs.is_empty() { "the default configuration" } else { &theirs };
-        app.screen.note(&format!("the daemons already run with {theirs}; to use {mine} stop them first: drover down"));
+        app.screen.note(&format!("{what} with {theirs}; to use {mine} {advice}: drover down"));
     }
-    Ok(())
 }
 
 /// What a daemon said when it gave up. Lines of its log begin with a time or, in JSON, with a brace.

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use drover_config::NodeScalingConfig;
+use drover_config::{NodeScalingConfig, ProviderSettings};
 use drover_dispatcher::coordinator::{AskError, Coordinator, Estimate, Plan, Planned, Prices, estimate, token_prices};
 use drover_dispatcher::core::Money;
 use drover_dispatcher::research::Outcome;
-use drover_dispatcher::search::SearchBackend;
+use drover_dispatcher::search::worst_case_pico_usd;
+use drover_dispatcher::{Configured, setup};
 use serde_json::json;
 
 use super::research::{InOrder, Summary, Tools, note};
@@ -17,9 +18,8 @@ use crate::fault::{Exit, Fault};
 
 pub(super) async fn run(app: &App, args: &Ask) -> anyhow::Result<Exit> {
     let request = super::text_or_stdin(&args.request)?;
-    let scaling = app.config.node_scaling.clone().unwrap_or_default();
     let tools = Tools::of(app)?;
-    let thinker = thinker(&scaling, &args.whose);
+    let thinker = thinker(&tools.configured.scaling, &args.whose);
     // The coordinator may be another model than the workers', so it has a run of its own.
     let (thinking, thinking_said) = tools.open(app, "drover ask: coordinator", &thinker).await?;
     let (working, working_said) = tools.open(app, "drover ask", &args.whose).await?;
@@ -53,8 +53,8 @@ async fn carry_out(
     let spinner = app.screen.spinner("planning");
     let Planned { plan, told } = coordinator.plan(request).await.map_err(|error| fault(&error))?;
     drop(spinner);
-    let estimate =
-        estimate(request, &plan, &tools.settings, tools.search.name() != "off", &prices(app, tools.search.as_ref()));
+    let prices = prices(&tools.configured, &args.whose);
+    let estimate = estimate(request, &plan, &tools.settings, tools.searching(), &prices);
     show_plan(app, &plan, &estimate, told.simulated)?;
     if args.dry_run {
         return Ok(Exit::Done);
@@ -123,21 +123,30 @@ fn thinker(scaling: &NodeScalingConfig, asked: &WhoseModel) -> WhoseModel {
     }
 }
 
-/// What the parts cost, as far as that is known.
-fn prices(app: &App, search: &dyn SearchBackend) -> Prices {
-    let scaling = app.config.node_scaling.clone().unwrap_or_default();
-    let price = |provider: &drover_config::ProviderSettings| {
-        let model = provider.model.as_deref().unwrap_or(&provider.name);
-        token_prices(&app.config.model_pricing, &provider.name, model)
+/// What the parts cost, as far as that is known, of those who will be asked.
+fn prices(configured: &Configured, asked: &WhoseModel) -> Prices {
+    let Configured { scaling, pricing, .. } = configured;
+    let price = |whose: &WhoseModel| {
+        // As the dispatcher understands it: the name of a provider, of a model, or of both, each else as configured.
+        let known = std::iter::once(&scaling.provider).chain(&scaling.fallback).chain(&scaling.coordinator);
+        let fits = |provider: &&ProviderSettings| {
+            whose.provider.as_ref().is_none_or(|name| provider.name == *name)
+                && whose.model.as_ref().is_none_or(|model| provider.model.as_ref() == Some(model))
+        };
+        let found = known.clone().find(fits);
+        let name = found.map(|found| found.name.clone()).or_else(|| whose.provider.clone());
+        let name = name.unwrap_or_else(|| scaling.provider.name.clone());
+        let of_name = || known.clone().find(|provider| provider.name == name).and_then(|found| found.model.clone());
+        let model = whose.model.clone().or_else(|| found.and_then(|found| found.model.clone())).or_else(of_name);
+        token_prices(pricing, &name, model.as_deref().unwrap_or(&name))
     };
-    let worker = price(&scaling.provider);
-    let coordinator = scaling.coordinator.as_ref().map_or(worker, price);
+    let (worker, coordinator) = (price(asked), price(&thinker(scaling, asked)));
     Prices {
         worker_input: worker.map(|price| price.0),
         worker_output: worker.map(|price| price.1),
         coordinator_input: coordinator.map(|price| price.0),
         coordinator_output: coordinator.map(|price| price.1),
-        search: search.worst_case_pico_usd(),
+        search: worst_case_pico_usd(scaling, |provider, model| setup::price(pricing, provider, model)),
     }
 }
 
@@ -174,5 +183,44 @@ fn fault(error: &AskError) -> Fault {
         AskError::Plan(_) => Fault::failed(message).hint(
             "say it in other words, let a stronger model plan (node_scaling.coordinator), or use `drover research`",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use drover_config::ModelPricing;
+
+    use super::*;
+
+    #[test]
+    fn what_is_estimated_is_what_those_cost_who_will_be_asked() {
+        let provider = |name: &str, model: &str| ProviderSettings {
+            name: name.into(),
+            model: Some(model.into()),
+            ..ProviderSettings::default()
+        };
+        let scaling = NodeScalingConfig {
+            provider: provider("own", "small"),
+            fallback: vec![provider("other", "middle")],
+            coordinator: Some(provider("own", "large")),
+            ..NodeScalingConfig::default()
+        };
+        let price = |usd: f64| ModelPricing { input_tokens_usd_per_m: usd, ..ModelPricing::default() };
+        let pricing: BTreeMap<String, ModelPricing> =
+            [("small", 1.0), ("middle", 2.0), ("large", 3.0)].map(|(name, usd)| (name.to_owned(), price(usd))).into();
+        let configured = Configured { scaling, pricing, source: Some("x".into()) };
+        let of = |provider: Option<&str>, model: Option<&str>| {
+            let asked = WhoseModel { provider: provider.map(str::to_owned), model: model.map(str::to_owned) };
+            let prices = prices(&configured, &asked);
+            (prices.worker_input.map(|pico| pico / 1_000_000), prices.coordinator_input.map(|pico| pico / 1_000_000))
+        };
+        assert_eq!(of(None, None), (Some(1), Some(3)));
+        assert_eq!(of(Some("other"), None), (Some(2), Some(2)));
+        assert_eq!(of(None, Some("large")), (Some(3), Some(3)));
+        assert_eq!(of(Some("other"), Some("small")), (Some(1), Some(1)));
+        assert_eq!(of(Some("sim"), None), (Some(0), Some(0)));
+        assert_eq!(of(Some("other"), Some("unheard-of")), (None, None));
     }
 }

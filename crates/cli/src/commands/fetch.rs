@@ -25,8 +25,8 @@ pub(super) async fn run(app: &App, args: &Fetch) -> anyhow::Result<Exit> {
 }
 
 /// The fetcher of this program, as the configuration wants it.
-pub(super) fn fetcher(app: &App) -> Result<Fetcher, Fault> {
-    let scaling = app.config.node_scaling.clone().unwrap_or_default();
+fn fetcher(app: &App) -> Result<Fetcher, Fault> {
+    let scaling = crate::dispatcher::configured(app)?.scaling;
     Fetcher::new(FetchSettings::from(&scaling.fetch)).map_err(|error| match error {
         FetcherError::Allow(_) => Fault::new(Exit::BadConfig, error.to_string())
             .hint("list hosts, or hosts with a port, such as wiki.example.lan or 127.0.0.1:8080"),

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use drover_allocator::Rehearsal;
+use drover_allocator::cluster::ClusterSettings;
 use drover_proto::allocator::Provider;
 use drover_proto::common::LaunchSpec;
 use drover_proto::router as pb;
 use drover_proto::router::launch_swarm_response::Step as LaunchStep;
+use drover_types::Failure;
 use serde_json::json;
 
 use super::follow::{Teller, ends_swarm};
@@ -160,14 +163,28 @@ async fn show_plan(app: &App, client: &mut Client, spec: &LaunchSpec) -> anyhow:
     let catalogue = unary(client.rpc.list_providers(pb::ListProvidersRequest {})).await?.providers;
     let provider = choose(&catalogue, &spec.provider)?;
     let agent = if spec.agent.is_empty() { app.config.worker.agent.as_str() } else { &spec.agent };
+    // A router elsewhere has another configuration, and its own way to its clusters.
+    let there = provider.backend == "slurm" && !provider.disabled && app.global.router.is_none();
+    let rehearsal = if there { Some(rehearse(app, &provider.id, spec).await?) } else { None };
     if app.global.json {
-        app.screen.out(&plan_json(spec, agent, provider).to_string())?;
+        let mut plan = plan_json(spec, agent, provider);
+        plan["slurm"] = rehearsal.as_ref().map_or(serde_json::Value::Null, rehearsal_json);
+        app.screen.out(&plan.to_string())?;
     } else {
         app.screen.out(&format!("{:<14}{}", "configuration", app.config_source))?;
         for (name, value) in plan_lines(spec, agent, provider) {
             app.screen.out(&format!("{name:<14}{value}"))?;
         }
+        if let Some(rehearsal) = &rehearsal {
+            for (name, value) in rehearsal_lines(rehearsal) {
+                app.screen.out(&format!("{name:<14}{value}"))?;
+            }
+            app.screen.out(&format!("\n{}", rehearsal.script.trim_end()))?;
+        }
         app.screen.note("nothing was launched");
+    }
+    if let Some(failure) = rehearsal.and_then(|it| it.unreachable.or_else(|| it.preflight.err())) {
+        return Err(Fault::failed(failure.message).hint(failure.hint).into());
     }
     let most = app.config.allocator.max_local_nodes;
     if provider.backend == "local" && spec.node_count > most {
@@ -181,6 +198,54 @@ async fn show_plan(app: &App, client: &mut Client, spec: &LaunchSpec) -> anyhow:
             .into());
     }
     Ok(Exit::Done)
+}
+
+/// Asks the cluster what it would make of the launch, over a connection of this command.
+async fn rehearse(app: &App, provider: &str, spec: &LaunchSpec) -> Result<Rehearsal, Fault> {
+    let of = |failure: Failure| Fault::failed(failure.message).hint(failure.hint);
+    let catalogue = app.config.providers();
+    let entry = catalogue.iter().find(|entry| entry.id == provider).ok_or_else(|| {
+        Fault::failed(format!("this configuration has no {provider}, the router's has"))
+            .hint("give the same --config as when the daemons were started")
+    })?;
+    let mut settings = ClusterSettings::of(&app.config, entry).map_err(of)?;
+    settings.ask_on_a_terminal();
+    drover_allocator::rehearse(&app.config, entry, &settings, spec).await.map_err(of)
+}
+
+fn rehearsal_lines(rehearsal: &Rehearsal) -> Vec<(&'static str, String)> {
+    let size = words::size(rehearsal.program_bytes);
+    let program = match rehearsal.program_there {
+        Some(true) => format!("{} ({size}, lies there already)", rehearsal.program),
+        Some(false) => format!("{} ({size}, would be uploaded)", rehearsal.program),
+        None => format!("{} ({size})", rehearsal.program),
+    };
+    let slurm = match (&rehearsal.unreachable, &rehearsal.preflight) {
+        (Some(_), _) => "not asked: the login host cannot be reached".to_owned(),
+        (None, Ok(words)) => words.clone(),
+        (None, Err(failure)) => format!("{}; {}", failure.message, failure.hint),
+    };
+    let mut lines = vec![("login host", rehearsal.way.clone()), ("slurm", slurm), ("program", program)];
+    lines.extend(rehearsal.files.iter().map(|(path, bytes)| ("file", format!("{path} ({})", words::size(*bytes)))));
+    lines
+}
+
+fn rehearsal_json(rehearsal: &Rehearsal) -> serde_json::Value {
+    let failure =
+        |failure: &Failure| json!({"code": failure.code.as_str(), "message": failure.message, "hint": failure.hint});
+    json!({
+        "login_host": rehearsal.way,
+        "unreachable": rehearsal.unreachable.as_ref().map(failure),
+        "ok": rehearsal.unreachable.is_none() && rehearsal.preflight.is_ok(),
+        "preflight": rehearsal.preflight.as_ref().ok(),
+        "refused": rehearsal.preflight.as_ref().err().map(failure),
+        "base": rehearsal.base,
+        "program": {
+            "path": rehearsal.program, "bytes": rehearsal.program_bytes, "there": rehearsal.program_there,
+        },
+        "files": rehearsal.files.iter().map(|(path, bytes)| json!({"path": path, "bytes": bytes})).collect::<Vec<_>>(),
+        "script": rehearsal.script,
+    })
 }
 
 fn choose<'a>(catalogue: &'a [Provider], wanted: &str) -> Result<&'a Provider, Fault> {

@@ -1,9 +1,13 @@
-//! `drover list`: every swarm in a line.
+//! `drover list`: every swarm in a line, and the jobs of clusters that look like ours and are nobody's.
 
+use std::collections::BTreeSet;
+
+use drover_proto::allocator::Provider;
 use drover_proto::router as pb;
 
 use super::now_ms;
 use crate::app::App;
+use crate::args::List;
 use crate::client::{Client, unary};
 use crate::fault::Exit;
 use crate::render::colour;
@@ -14,8 +18,11 @@ use crate::render::words;
 /// From here on a screen has room for whole ids.
 const WIDE: usize = 100;
 
-pub(super) async fn run(app: &App) -> anyhow::Result<Exit> {
+pub(super) async fn run(app: &App, args: &List) -> anyhow::Result<Exit> {
     let mut client = Client::connect(app).await?;
+    if args.orphans {
+        return orphans(app, &mut client).await;
+    }
     let swarms = unary(client.rpc.list_swarms(pb::ListSwarmsRequest {})).await?.swarms;
     if app.global.json {
         let all: Vec<_> = swarms.iter().map(json::swarm).collect();
@@ -24,6 +31,53 @@ pub(super) async fn run(app: &App) -> anyhow::Result<Exit> {
         app.screen.note("no swarms; launch one: drover launch --nodes 4 --agent echo");
     } else {
         app.screen.table(&table(&swarms, now_ms(), width()))?;
+    }
+    // Beside the list, never instead of it: an allocator that is away is told by whoever needs it.
+    if let Ok(answer) = unary(client.rpc.list_providers(pb::ListProvidersRequest {})).await {
+        for line in notes(&answer.providers) {
+            app.screen.note(&line);
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// What is to be known of clusters that the list of swarms does not show. Entries that share a cluster say the same: once is enough.
+fn notes(providers: &[Provider]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut told = BTreeSet::new();
+    for provider in providers {
+        if !provider.trouble.is_empty() && told.insert(provider.trouble.clone()) {
+            lines.push(format!("{}: {}", provider.id, provider.trouble));
+        }
+        for orphan in provider.orphans.iter().filter(|orphan| told.insert(format!("{orphan:?}"))) {
+            lines.push(format!(
+                "{}: job {} ({}) is of swarm {}, which this instance does not have; `scancel {}` there ends it if nobody else needs it",
+                provider.id, orphan.job_id, orphan.backend_state, orphan.swarm_id, orphan.job_id
+            ));
+        }
+    }
+    lines
+}
+
+async fn orphans(app: &App, client: &mut Client) -> anyhow::Result<Exit> {
+    let providers = unary(client.rpc.list_providers(pb::ListProvidersRequest {})).await?.providers;
+    if app.global.json {
+        let orphans = providers.iter().flat_map(|provider| {
+            provider.orphans.iter().map(|orphan| {
+                serde_json::json!({
+                    "provider_id": provider.id, "job_id": orphan.job_id, "swarm_id": orphan.swarm_id,
+                    "slurm_state": orphan.backend_state,
+                })
+            })
+        });
+        app.screen.out(&orphans.collect::<serde_json::Value>().to_string())?;
+        return Ok(Exit::Done);
+    }
+    for line in notes(&providers) {
+        app.screen.out(&line)?;
+    }
+    if providers.iter().all(|provider| provider.orphans.is_empty()) {
+        app.screen.note("no job of a cluster that is in use looks like one of ours without being one");
     }
     Ok(Exit::Done)
 }
@@ -51,6 +105,25 @@ fn table(swarms: &[pb::Swarm], now_ms: u64, width: usize) -> Table {
 mod tests {
     use super::*;
     use crate::render::colour::Paint;
+
+    #[test]
+    fn a_job_of_nobody_is_told_once_with_what_to_do() {
+        let orphan = |job: &str| drover_proto::allocator::Orphan {
+            job_id: job.into(),
+            swarm_id: "s-1".into(),
+            backend_state: "RUNNING".into(),
+        };
+        let provider = |id: &str| Provider {
+            id: id.into(),
+            trouble: "Slurm cannot be reached since noon".into(),
+            orphans: vec![orphan("7"), orphan("8")],
+            ..Default::default()
+        };
+        let lines = notes(&[provider("a"), provider("b"), Provider::default()]);
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert_eq!(lines[0], "a: Slurm cannot be reached since noon");
+        assert!(lines[1].contains("job 7 (RUNNING)") && lines[1].contains("`scancel 7`"), "{lines:?}");
+    }
 
     #[test]
     fn swarms_fit_in_eighty_columns_and_keep_apart() {

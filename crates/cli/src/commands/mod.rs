@@ -18,7 +18,10 @@ mod launch;
 mod list;
 mod members;
 mod research;
+mod setup;
 mod site;
+mod site_codex;
+mod skill;
 mod spend;
 mod status;
 mod terminate;
@@ -37,7 +40,7 @@ pub(crate) async fn run(app: &App, command: Command) -> anyhow::Result<Exit> {
         Command::Down => down::run(app).await,
         Command::Launch(args) => launch::run(app, args).await,
         Command::Inject(args) => inject::run(app, args).await,
-        Command::List => list::run(app).await,
+        Command::List(args) => list::run(app, &args).await,
         Command::Status(args) => status::run(app, &args).await,
         Command::Attach(args) => attach::run(app, &args).await,
         Command::Terminate(args) => terminate::run(app, &args).await,
@@ -53,10 +56,12 @@ pub(crate) async fn run(app: &App, command: Command) -> anyhow::Result<Exit> {
         Command::Ask(args) => ask::run(app, &args).await,
         Command::Fetch(args) => fetch::run(app, &args).await,
         Command::Spend(args) => spend::run(app, &args).await,
+        Command::Setup(args) => setup::run(app, args).await,
+        Command::Skill(args) => skill::run(app, &args),
         Command::Doctor(args) => doctor::run(app, &args).await,
         Command::Site(args) => site::run(app, args).await,
         // These need no runtime and are carried out before there is one.
-        Command::Daemon(_) | Command::Connect(_) | Command::Completions(_) => Ok(Exit::Usage),
+        Command::Daemon(_) | Command::Connect(_) | Command::Completions(_) | Command::Manual(_) => Ok(Exit::Usage),
     }
 }
 

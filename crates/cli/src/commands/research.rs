@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use drover_dispatcher::Configured;
 use drover_dispatcher::core::Money;
-use drover_dispatcher::fetch::Fetcher;
 use drover_dispatcher::research::{
     Finding, Grounding, Listener, Miss, Outcome, Remote, Request, ResearchSettings, Researcher, Source,
 };
-use drover_dispatcher::search::{self, SearchBackend, SearchSettings};
+use drover_dispatcher::search::{Off, SearchBackend};
 use drover_proto::dispatch as pb;
 use serde_json::{Value, json};
 
@@ -68,37 +68,26 @@ fn checked(subjects: &[String]) -> Result<Vec<String>, Fault> {
 
 /// What research is done with.
 pub(super) struct Tools {
-    pub(super) search: Arc<dyn SearchBackend>,
-    fetcher: Arc<Fetcher>,
+    pub(super) configured: Configured,
     pub(super) settings: ResearchSettings,
 }
 
 impl Tools {
     /// The tools that the configuration names.
     pub(super) fn of(app: &App) -> Result<Self, Fault> {
-        let scaling = app.config.node_scaling.clone().unwrap_or_default();
-        let bad = |error: search::SetupError| {
-            Fault::new(Exit::BadConfig, error.to_string()).hint("backend off does without a search engine")
-        };
-        let variables = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let search =
-            SearchSettings::of(&scaling, variables).and_then(|settings| search::backend(&settings)).map_err(bad)?;
-        if scaling.cost.max_daily_spend.is_some() && search.worst_case_pico_usd() != Some(0) {
-            // What is not in the ledger cannot be held by a cap, and a cap that does not hold is none.
-            let message =
-                format!("searches by {} cost money that node_scaling.cost.max_daily_spend cannot hold", search.name());
-            return Err(Fault::new(Exit::BadConfig, message)
-                .hint("use searxng, which costs nothing, or leave out the cap and set one at the engine"));
-        }
-        let fetcher = Arc::new(super::fetch::fetcher(app)?);
-        let settings =
-            ResearchSettings { width: scaling.limits.max_nodes.max(1) as usize, ..ResearchSettings::default() };
-        Ok(Self { search, fetcher, settings })
+        let configured = dispatcher::configured(app)?;
+        let width = configured.scaling.limits.max_nodes.max(1) as usize;
+        Ok(Self { configured, settings: ResearchSettings { width, ..ResearchSettings::default() } })
+    }
+
+    /// Whether there is an engine to search with.
+    pub(super) fn searching(&self) -> bool {
+        self.configured.scaling.search.backend != "off"
     }
 
     pub(super) fn researcher(&self, remote: &Arc<Remote>) -> Researcher {
-        let (search, fetcher) = (Arc::clone(&self.search), Arc::clone(&self.fetcher));
-        Researcher::new(search, fetcher, Arc::clone(remote) as _, self.settings.clone())
+        let search: Arc<dyn SearchBackend> = if self.searching() { Arc::clone(remote) as _ } else { Arc::new(Off) };
+        Researcher::new(search, Arc::clone(remote) as _, Arc::clone(remote) as _, self.settings.clone())
     }
 
     /// Opens a run of the dispatcher.
@@ -120,7 +109,7 @@ impl Tools {
 
     /// What a person has to know before reading answers.
     pub(super) fn remark(&self, app: &App) {
-        if self.search.name() == "off" {
+        if !self.searching() {
             app.screen.note(
                 "search is off: answers come from the model alone and are marked as ungrounded; set \
                  node_scaling.search.backend to searxng (needs no key), brave, tavily or gemini",

@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
 use drover_allocator::cluster::{FollowerFound, SiteReport};
+use drover_allocator::ground::{self, Ground};
 use drover_service::process::{self, ProcessId};
 use drover_service::{StateDir, address_book};
 use rustix::process::Signal;
@@ -31,16 +32,38 @@ const KEPT_FOR: Duration = Duration::from_hours(30 * 24);
 const KEPT: usize = 3;
 /// Says when a program was last used.
 const USED: &str = "used";
+/// More is asked of nobody: a bundle of skills for the nodes of one swarm.
+const MOST_ASKED: u64 = 256 << 20;
 /// Writes of which the middle one counts.
 const WRITES: usize = 5;
 
 pub(super) async fn run(app: &App, args: Site) -> anyhow::Result<Exit> {
     let answer = match args.action {
         SiteAction::Follower(args) => serde_json::to_string(&follower(&args).await?)?,
+        SiteAction::Ground(args) => serde_json::to_string(&ground(args).await?)?,
+        SiteAction::Codex(args) => serde_json::to_string(&super::site_codex::install(args).await?)?,
         SiteAction::Probe(args) => serde_json::to_string(&look(args).await)?,
     };
     app.screen.out(&answer)?;
     Ok(Exit::Done)
+}
+
+/// Does what an allocator elsewhere would do itself if the file system were mounted there.
+async fn ground(args: SiteFollower) -> Result<ground::Answer, Fault> {
+    if let Ok(own) = app::own_file() {
+        keep_programs(&own);
+    }
+    let mut asked = String::new();
+    let read = std::io::stdin().take(MOST_ASKED).read_to_string(&mut asked);
+    read.map_err(|error| Fault::usage(format!("cannot read what is to be done: {error}")))?;
+    let request = serde_json::from_str(&asked)
+        .map_err(|error| Fault::usage(format!("what is to be done makes no sense: {error}")))?;
+    let base = args.base.clone();
+    let answered = tokio::task::spawn_blocking(move || Ground::at(&base).answer(request)).await;
+    answered.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
+        Fault::failed(format!("{} cannot be used: {error}", args.base.display()))
+            .hint("check workspace_root: the file system must be mounted, writable and not full")
+    })
 }
 
 /// Where the follower of this host keeps its state. Each login host has its own: a lock or a pid means nothing on another.
@@ -189,6 +212,7 @@ async fn look(args: SiteProbe) -> SiteReport {
         write_us: None,
         write_error: String::new(),
         codex: None,
+        codex_found: false,
         codex_error: String::new(),
         codex_hint: String::new(),
     };
@@ -197,11 +221,19 @@ async fn look(args: SiteProbe) -> SiteReport {
         Err(error) => report.write_error = error.to_string(),
     }
     if args.codex {
-        let config =
-            drover_config::WorkerConfig { codex_bin: args.codex_bin, ..drover_config::WorkerConfig::default() };
+        // Found as a worker finds it: as configured, on its PATH, and then among what we have installed.
+        let installed = Some(args.dir.join(drover_allocator::TOOLS).join("codex")).filter(|path| path.exists());
+        let config = |codex_bin| drover_config::WorkerConfig { codex_bin, ..drover_config::WorkerConfig::default() };
+        let (mut settings, chosen) = (config(args.codex_bin.clone()), args.codex_bin.is_some());
+        let mut found = codex::find(&settings);
+        if let (Err(_), false, Some(installed)) = (&found, chosen, installed) {
+            settings = config(Some(installed));
+            found = codex::find(&settings);
+        }
+        report.codex_found = found.is_ok();
         let usable = async {
-            let bin = codex::find(&config)?;
-            codex::usable(&config, &bin).await.map(|()| bin)
+            let bin = found?;
+            codex::usable(&settings, &bin).await.map(|()| bin)
         };
         match usable.await {
             Ok(bin) => report.codex = Some(bin.display().to_string()),

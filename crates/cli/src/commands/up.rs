@@ -11,7 +11,7 @@ use super::{launch, terminate};
 use crate::app::App;
 use crate::args::Up;
 use crate::client::{Client, unary};
-use crate::daemons::LOGIN_SIDE;
+use crate::daemons::{self, LOGIN_SIDE};
 use crate::fault::{Exit, Fault};
 use crate::files::{self, Lock};
 use crate::render::table::Table;
@@ -35,9 +35,10 @@ pub(super) async fn run(app: &App, args: Up) -> anyhow::Result<Exit> {
         () = app.stop.cancelled() => return Ok(Exit::Done),
     };
     start::settle_config(app, &state)?;
-    let mut daemons = Supervisor::start(&state, app.config_path.as_deref(), LOGIN_SIDE);
+    let names = daemons::standing(&app.config);
+    let mut daemons = Supervisor::start(&state, app.config_path.as_deref(), &names);
     let healthy = tokio::select! {
-        healthy = daemons.healthy(LOGIN_SIDE) => healthy,
+        healthy = daemons.healthy(&names) => healthy,
         () = app.stop.cancelled() => Ok(()),
     };
     drop(starting);

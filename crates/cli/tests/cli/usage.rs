@@ -40,6 +40,8 @@ fn help_reads_well() {
         "ask",
         "fetch",
         "spend",
+        "setup",
+        "skill",
         "doctor",
         "daemon",
         "completions",

@@ -200,9 +200,11 @@ fn ask_shows_the_plan_and_its_price_and_answers_from_the_findings() {
     let (code, _, err) = home.run(&["ask", "  "]);
     assert!(code == Some(2) && err.contains("empty"), "{err}");
 
-    // What no cap can hold is not begun.
-    let config = "node_scaling: {cost: {max_daily_spend: 1}, search: {backend: brave, api_key_env: K}}\n";
+    // An engine that cannot be asked is told with every answer that rests on nothing because of it.
+    home.run(&["down"]);
+    let config = "node_scaling: {listen: 127.0.0.1:0, sim: {latency: 5ms}, cost: {max_daily_spend: 1}, \
+                  search: {backend: brave, api_key_env: K}}\n";
     std::fs::write(home.path().join("capped.yaml"), config).unwrap();
-    let (code, _, err) = home.run(&["ask", request, "--config", "capped.yaml"]);
-    assert!(code == Some(78) && err.contains("variable K"), "{err}");
+    let (code, out, err) = home.run(&["research", "sheep", "--config", "capped.yaml", "--json"]);
+    assert!(code == Some(0) && out.contains("variable K") && out.contains("\"grounded\":false"), "{out}{err}");
 }

@@ -202,11 +202,13 @@ fn object_task(mut object: Map<String, Value>) -> Result<pb::Task, String> {
         Some(schema @ (Value::Object(_) | Value::Bool(_))) => schema.to_string(),
         Some(_) => return Err("has a schema that is no JSON Schema".to_owned()),
     };
-    task.no_hedge = match object.remove("hedge") {
-        None | Some(Value::Null | Value::Bool(true)) => false,
-        Some(Value::Bool(false)) => true,
-        Some(_) => return Err("has a hedge that is neither true nor false".to_owned()),
+    let mut off = |key: &str| match object.remove(key) {
+        None | Some(Value::Null | Value::Bool(true)) => Ok(false),
+        Some(Value::Bool(false)) => Ok(true),
+        Some(_) => Err(format!("has a {key} that is neither true nor false")),
     };
+    task.no_hedge = off("hedge")?;
+    task.no_cache = off("cache")?;
     if task.prompt.is_empty() && task.url.is_empty() {
         return Err("has no prompt".to_owned());
     }

@@ -192,6 +192,9 @@ impl Run<'_> {
         if summary.resumed > 0 {
             let _ = write!(said, ", {} of them answered before and not paid again", summary.resumed);
         }
+        if summary.cached > 0 {
+            let _ = write!(said, ", {} of them from the cache", summary.cached);
+        }
         let _ = write!(said, "; {:.2} s", summary.wall_ms as f64 / 1000.0);
         if summary.calls > 0 {
             let _ = write!(
@@ -250,6 +253,8 @@ fn result_json(result: &pb::TaskResult) -> Value {
         "ended_ms": result.ended_ms,
         "number": result.number,
         "resumed": result.resumed,
+        "cached": result.cached,
+        "detail": serde_json::from_str::<Value>(&result.detail).unwrap_or_default(),
         "simulated": result.simulated,
         "input_tokens": result.input_tokens,
         "output_tokens": result.output_tokens,
@@ -269,6 +274,7 @@ fn summary_json(run: &str, summary: &pb::RunSummary) -> Value {
         "speedup": summary.speedup,
         "widest": summary.widest,
         "calls": summary.calls,
+        "cached": summary.cached,
         "cost_usd": usd(summary.cost_pico_usd),
     }})
 }

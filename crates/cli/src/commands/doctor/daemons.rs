@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const SETTLING: Duration = Duration::from_millis(1500);
 
 /// The daemons of a state directory on this host.
-pub(super) async fn local(app: &App, config: &Config, state: &StateDir, fix: bool) -> Vec<Check> {
+pub(super) async fn local(app: &App, config: &Config, source: &str, state: &StateDir, fix: bool) -> Vec<Check> {
     let mut checks = Vec::new();
     let mut stale = leftovers(state);
     if !stale.ok && fix && remove_leftovers(state) {
@@ -42,7 +42,7 @@ pub(super) async fn local(app: &App, config: &Config, state: &StateDir, fix: boo
         let target = Target::Daemon { state: state.clone(), name: ROUTER.to_owned() };
         checks.extend(router_view(target, &router.listen).await);
     }
-    checks.extend(dispatcher(config, state).await);
+    checks.extend(dispatcher(config, source, state, fix).await);
     let ours: Vec<String> = address_book::list(state)
         .into_iter()
         .filter(Entry::is_alive)
@@ -91,38 +91,16 @@ async fn daemon(state: &StateDir, name: &'static str, some_run: bool) -> Check {
 }
 
 /// The dispatcher, which runs once a command has needed it, and the providers that it would ask.
-async fn dispatcher(config: &Config, state: &StateDir) -> Vec<Check> {
+async fn dispatcher(config: &Config, source: &str, state: &StateDir, fix: bool) -> Vec<Check> {
     const PROVIDER: &str = "model provider";
     let mut checks = vec![daemon(state, DISPATCHER, false).await];
-    let configured = config.node_scaling.as_ref();
-    if configured.is_some_and(|scaling| !scaling.enabled) {
-        checks.push(Check::ok(PROVIDER, "node_scaling.enabled is false: nothing is dispatched"));
-        return checks;
-    }
     if address_book::read(state, DISPATCHER).is_some() && checks[0].ok {
-        let asked = crate::dispatcher::rpc(state).get_status(pb_dispatch::GetStatusRequest {}).await;
-        match asked {
+        match crate::dispatcher::rpc(state).get_status(pb_dispatch::GetStatusRequest {}).await {
             Ok(status) => checks.extend(lanes(&status.into_inner())),
             Err(status) => checks.push(Check::wrong(PROVIDER, fault::deepest(&status), "look at the dispatcher's log")),
         }
-        return checks;
     }
-    checks.push(match configured {
-        None => Check::ok(PROVIDER, "none is configured: answers are simulated")
-            .hint("a node_scaling section in drover.yaml names one, as in configs/node-scaling.yaml"),
-        Some(scaling) => {
-            let provider = &scaling.provider;
-            let named = format!("{} {}", provider.name, provider.model.as_deref().unwrap_or_default());
-            match &provider.api_key_env {
-                Some(variable) if std::env::var_os(variable).is_none_or(|key| key.is_empty()) => Check::warning(
-                    PROVIDER,
-                    format!("{} has no key: {variable} is not set here", named.trim()),
-                    format!("export {variable}=... before the first `drover dispatch`, or try without: --provider sim"),
-                ),
-                _ => Check::ok(PROVIDER, named.trim()),
-            }
-        }
-    });
+    checks.extend(super::scaling::checks(config, source, state, fix).await);
     checks
 }
 

@@ -223,17 +223,20 @@ const PER_ECHO: u64 = 20 << 20;
 
 /// Memory for at least one node of the agent.
 pub(super) fn memory(agent: AgentKind) -> Check {
-    let mut system = match sysinfo::System::new() {
-        Ok(system) => system,
-        Err(error) => {
-            return Check::wrong("memory", format!("cannot be read: {error}"), "look whether /proc is mounted");
-        }
-    };
+    match free_memory() {
+        Ok(free) => memory_of(free, agent),
+        Err(error) => Check::wrong("memory", format!("cannot be read: {error}"), "look whether /proc is mounted"),
+    }
+}
+
+/// Bytes that further processes may take.
+pub(in crate::commands) fn free_memory() -> Result<u64, String> {
+    let mut system = sysinfo::System::new().map_err(|error| error.to_string())?;
     system.refresh_memory();
     // Inside a job the limit of its control group counts, not what the machine has. It is that of this process: the
     // limits of the whole system are those of the root group, which has none.
     let limit = own_limits(&mut system).map_or(u64::MAX, |limits| limits.free_memory);
-    memory_of(limit.min(system.available_memory()), agent)
+    Ok(limit.min(system.available_memory()))
 }
 
 fn own_limits(system: &mut sysinfo::System) -> Option<sysinfo::CGroupLimits> {
@@ -346,11 +349,12 @@ mod tests {
             "launch_providers:\n  - {id: hpc, backend: slurm}\n  - {id: here, backend: local}\n\
              cluster: {slurm: {login_host: h, workspace_root: /w, cluster_subdir: c}}\n",
         );
-        for asked in [None, Some("hpc"), Some("nosuch")] {
+        for asked in [None, Some("hpc"), Some("here")] {
             let check = cluster(&config, asked);
-            assert!(!check.ok && check.hint.contains("here"), "{check:?}");
+            assert!(check.ok, "{check:?}");
         }
-        assert!(cluster(&config, Some("here")).ok);
+        let check = cluster(&config, Some("nosuch"));
+        assert!(!check.ok && check.hint.contains("here"), "{check:?}");
         let gone = cluster(&load("cluster: {hosts: [n1], workspace_root: /proc/nowhere}\n"), None);
         assert!(!gone.ok && gone.detail.contains("/proc/nowhere") && gone.hint.contains("mount"), "{gone:?}");
     }

@@ -2,7 +2,10 @@
 
 mod daemons;
 mod machine;
+mod scaling;
 mod site;
+
+pub(super) use machine::free_memory;
 
 use std::path::PathBuf;
 
@@ -68,14 +71,15 @@ impl Check {
 pub(super) async fn run(app: &App, args: &Doctor) -> anyhow::Result<Exit> {
     let mut checks = Vec::new();
     let (config_check, config) = machine::config(app.global.config.as_deref());
+    let source = config_check.detail.clone();
     checks.push(config_check);
     if let Some(addr) = &app.global.router {
         // That router has its own configuration, and its nodes run elsewhere.
         checks.extend(daemons::remote(addr).await);
     } else {
-        checks.extend(here(app, args, &config).await);
+        checks.extend(here(app, args, &config, &source).await);
         checks.push(machine::cluster(&config, args.cluster.as_deref()));
-        checks.extend(site::cluster(&config, args.cluster.as_deref()).await);
+        checks.extend(site::cluster(&config, args.cluster.as_deref(), args.fix).await);
         checks.extend(agent(&config).await);
         checks.push(machine::memory(config.worker.agent));
     }
@@ -83,7 +87,7 @@ pub(super) async fn run(app: &App, args: &Doctor) -> anyhow::Result<Exit> {
 }
 
 /// Everything that lies in the state directory of this host.
-async fn here(app: &App, args: &Doctor, config: &Config) -> Vec<Check> {
+async fn here(app: &App, args: &Doctor, config: &Config, source: &str) -> Vec<Check> {
     let path: PathBuf = match StateDir::path_from_env() {
         Ok(path) => path,
         Err(error) => return vec![Check::wrong("state directory", error.to_string(), "set DROVER_STATE_DIR or HOME")],
@@ -99,7 +103,7 @@ async fn here(app: &App, args: &Doctor, config: &Config) -> Vec<Check> {
         return checks;
     }
     match StateDir::open(&path) {
-        Ok(state) => checks.extend(daemons::local(app, config, &state, args.fix).await),
+        Ok(state) => checks.extend(daemons::local(app, config, source, &state, args.fix).await),
         Err(error) => checks.push(Check::wrong("daemons", error.to_string(), "repair the state directory first")),
     }
     checks
