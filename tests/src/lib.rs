@@ -4,8 +4,13 @@
 pub mod bench;
 pub mod chaos;
 pub mod cli;
+pub mod dispatch_chaos;
 pub mod gossip;
+pub mod handoff;
 pub mod mounts;
+pub mod packed;
+pub mod slurm;
 pub mod soak;
 pub mod stage;
 pub mod subscriber;
+pub mod task_nodes;

@@ -173,7 +173,10 @@ fn after_a_crash_a_resumed_run_pays_for_no_finished_task_again() {
     assert!(first.stderr().contains("--resume big"), "{}", first.stderr());
     let seen: BTreeSet<String> = ids(&first.lines()).into_iter().collect();
     assert!(seen.len() > 50 && seen.len() < TASKS, "{} results came before the crash", seen.len());
-    let answered_before = mock.ledger().answered;
+    let answered_before = until("its calls are gone", || match mock.ledger() {
+        ledger if ledger.in_flight == 0 => Ok(ledger.answered),
+        ledger => Err(format!("{ledger:?}")),
+    });
 
     let (results, summary) = split(must(json_lines(&cluster, &["dispatch", "--resume", "big", "--json"])));
     let expected: Vec<String> = (1..=TASKS).map(|number| number.to_string()).collect();
@@ -184,10 +187,15 @@ fn after_a_crash_a_resumed_run_pays_for_no_finished_task_again() {
     assert!(seen.is_subset(&resumed), "a result that was seen was paid for again");
     assert_eq!(summary["resumed"].as_u64(), Some(resumed.len() as u64));
 
-    // Only calls that were under way at the crash, and answers that nobody had seen yet, were made again.
+    // What had been kept was answered once; only answers on their way to be kept, which are no more than are handed in at a
+    // time, were made again.
     let ledger = mock.ledger();
-    assert!(ledger.answered_again <= 8 * u64::from(WIDTH), "{} were answered twice", ledger.answered_again);
-    assert!(ledger.answered - answered_before <= (TASKS - resumed.len()) as u64 + u64::from(WIDTH), "{ledger:?}");
+    for number in &resumed {
+        assert_eq!(mock.answers_to(&format!("prompt number {number}")), 1, "task {number} was finished");
+    }
+    let unkept = answered_before - resumed.len() as u64;
+    assert!(ledger.answered_again <= unkept && unkept <= 8 * u64::from(WIDTH), "{unkept} not kept, {ledger:?}");
+    assert_eq!(ledger.answered, TASKS as u64 + ledger.answered_again, "{ledger:?}");
     // A whole run costs nothing at all when it is resumed once more.
     let again = must(json_lines(&cluster, &["dispatch", &file, "--resume", "big", "--json"]));
     assert_eq!(again.len(), TASKS + 1);
@@ -216,6 +224,8 @@ fn spending_never_goes_above_max_daily_spend_over_crashes_and_nearly_all_of_it_c
     let ran = must(run(&cluster, &["dispatch", &file, "--run", "last", "--json"]));
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert!(spent() <= cap, "{} of {cap}", spent());
+    // Three crashes, and hedges that are counted at their worst case though answers are short: how much of a cap one crash
+    // leaves is judged in `dispatch_chaos`, with answers as long as they may be.
     assert!(spent() >= cap * 0.6, "only {} of {cap} could be used", spent());
     assert!(ran.stdout.contains("max_daily_spend") && ran.stderr.contains("budget"), "{}", ran.stderr);
 

@@ -1,4 +1,4 @@
-//! The console blocks of the README and the user guide, typed as they stand.
+//! The console blocks of the README, the user guide and the operators' page, typed as they stand.
 //!
 //! Each page is one shell in a directory of its own, with a fresh state directory. A line behind `$ ` is a command and
 //! must exit 0; the lines below it are what it prints: each must be found in its output, in any order, with `…` for
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use drover_testkit::cluster::{processes_of, program, scratch_dir, signal};
 use drover_testkit::codex::repository_root;
+use drover_testkit::{skip, this_test};
 use rustix::process::Signal;
 
 /// A command and the lines that it is said to print.
@@ -77,6 +78,11 @@ fn script(commands: &[Typed]) -> String {
 }
 
 fn play(page: &str) {
+    play_with(page, None);
+}
+
+/// Types a page, with the programs of one more directory at hand.
+fn play_with(page: &str, tools: Option<&Path>) {
     let text = std::fs::read_to_string(repository_root().join(page)).unwrap();
     let commands = typed(&text);
     assert!(commands.len() > 4, "{page} has hardly any commands: {commands:?}");
@@ -89,7 +95,14 @@ fn play(page: &str) {
     let mut shell = Command::new("bash")
         .args(["-c", &script(&commands)])
         .env_clear()
-        .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+        .env(
+            "PATH",
+            format!(
+                "{}:{}/usr/bin:/bin",
+                bin.display(),
+                tools.map_or_else(String::new, |dir| format!("{}:", dir.display()))
+            ),
+        )
         .env("HOME", dir.path())
         .env("DROVER_STATE_DIR", &state)
         .current_dir(dir.path())
@@ -134,6 +147,17 @@ fn the_readme_works_as_typed() {
 #[test]
 fn the_user_guide_works_as_typed() {
     play("docs/USER_GUIDE.md");
+}
+
+/// With `buf curl`, because grpcurl comes in no package that can be pinned; what it asks, anything can ask.
+#[test]
+fn the_operators_page_works_as_typed() {
+    let buf = repository_root().join("target/buf/node_modules/@bufbuild/buf-linux-x64/bin");
+    if !buf.join("buf").is_file() {
+        skip(&this_test(), "buf is not installed: cargo xtask test installs it");
+        return;
+    }
+    play_with("docs/operators.md", Some(&buf));
 }
 
 #[test]

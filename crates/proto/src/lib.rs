@@ -43,9 +43,19 @@ mod drover {
             tonic::include_proto!("drover.membership.v1");
         }
     }
+    pub mod pool {
+        pub mod v1 {
+            tonic::include_proto!("drover.pool.v1");
+        }
+    }
     pub mod router {
         pub mod v1 {
             tonic::include_proto!("drover.router.v1");
+        }
+    }
+    pub mod tasks {
+        pub mod v1 {
+            tonic::include_proto!("drover.tasks.v1");
         }
     }
     pub mod worker {
@@ -61,5 +71,7 @@ pub use drover::dispatch::v1 as dispatch;
 pub use drover::gossip::v1 as gossip;
 pub use drover::mailbox::v1 as mailbox;
 pub use drover::membership::v1 as membership;
+pub use drover::pool::v1 as pool;
 pub use drover::router::v1 as router;
+pub use drover::tasks::v1 as tasks;
 pub use drover::worker::v1 as worker;

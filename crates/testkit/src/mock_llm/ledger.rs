@@ -123,6 +123,10 @@ impl Book {
         self.kept(began_us, ended_us, 200);
     }
 
+    pub(super) fn answers_to(&self, prompt: u64) -> u32 {
+        self.prompts.get(&prompt).copied().unwrap_or_default()
+    }
+
     pub(super) fn kept(&mut self, began_us: u64, ended_us: u64, status: u16) {
         if self.calls.len() < MOST_KEPT {
             self.calls.push(Call { began_us, ended_us, status });

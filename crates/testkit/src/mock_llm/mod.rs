@@ -6,7 +6,7 @@
 //! of the dispatcher's. `GET /__mock/ledger`, `GET /__mock/calls`, `GET` and `PATCH /__mock/settings`, `POST /__mock/reset`.
 //!
 //! A prompt may hold directives, each in double brackets: `say:TEXT`, `status:500`, `tool:NAME {JSON}`, `blocked`,
-//! `blocked-prompt`, `hang`, `reset`, `garbage`, `torn`, `huge:BYTES`, `no-usage`.
+//! `blocked-prompt`, `hang`, `reset`, `garbage`, `torn`, `huge:BYTES`, `no-usage`, `ms:LATENCY`.
 
 mod bucket;
 mod io;
@@ -125,6 +125,11 @@ impl MockLlm {
     /// Every answered call.
     pub fn calls(&self) -> Vec<Call> {
         self.shared.lock().book.calls.clone()
+    }
+
+    /// How often this prompt was answered well.
+    pub fn answers_to(&self, prompt: &str) -> u32 {
+        self.shared.lock().book.answers_to(request::number(prompt))
     }
 
     /// Changes how it behaves from now on.

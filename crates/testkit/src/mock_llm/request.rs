@@ -36,9 +36,7 @@ pub(super) struct Asked {
 impl Asked {
     /// A number for the prompt, by which it is known again.
     pub(super) fn number(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.prompt.hash(&mut hasher);
-        hasher.finish()
+        number(&self.prompt)
     }
 
     /// What stands between `[[name:` and `]]` in the prompt; empty for `[[name]]`.
@@ -61,6 +59,13 @@ impl Asked {
         }
         None
     }
+}
+
+/// The number of a prompt.
+pub(super) fn number(prompt: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    prompt.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[derive(Deserialize)]

@@ -186,7 +186,8 @@ fn begin(
         return Err(refuse(429, reply::rejected(asked.wire, None, false).0));
     }
     let fault = fault(asked, &settings, &mut state.rng);
-    let latency = latency(&settings, &mut state.rng);
+    let usual = latency(&settings, &mut state.rng);
+    let latency = asked.directive("ms").and_then(|ms| ms.parse().ok()).map_or(usual, milliseconds);
     state.book.accepted(asked.number());
     // Work that comes to nothing by the provider's own fault is not billed; all other work is, whoever still listens.
     if !matches!(fault, Fault::Status(_)) {
@@ -324,7 +325,11 @@ fn latency(settings: &Settings, rng: &mut SmallRng) -> Duration {
     let middle = if slow { settings.slow_ms } else { settings.latency_ms };
     let jitter = settings.jitter.clamp(0.0, 1.0);
     let factor = if jitter > 0.0 { rng.random_range(1.0 - jitter..=1.0 + jitter) } else { 1.0 };
-    Duration::try_from_secs_f64(middle.max(0.0) * factor / 1e3).unwrap_or_default()
+    milliseconds(middle * factor)
+}
+
+fn milliseconds(count: f64) -> Duration {
+    Duration::try_from_secs_f64(count.max(0.0) / 1e3).unwrap_or_default()
 }
 
 fn fault(asked: &Asked, settings: &Settings, rng: &mut SmallRng) -> Fault {
