@@ -126,10 +126,15 @@ const NETWORK: &[(u32, &str)] = &[
 /// The name of the network file system that holds `path`, or `None` when it is local. A path that does not exist yet is
 /// judged by the nearest directory above it.
 pub fn is_network_fs(path: &Path) -> io::Result<Option<&'static str>> {
+    Ok(network_name(magic(path)?))
+}
+
+/// The number of the file system.
+fn magic(path: &Path) -> io::Result<u32> {
     let mut at = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     loop {
         match rustix::fs::statfs(at) {
-            Ok(stat) => return Ok(network_name(stat.f_type as u32)),
+            Ok(stat) => return Ok(stat.f_type as u32),
             Err(Errno::NOENT) => match at.parent() {
                 Some(parent) if parent.as_os_str().is_empty() => at = Path::new("."),
                 Some(parent) => at = parent,
@@ -138,6 +143,22 @@ pub fn is_network_fs(path: &Path) -> io::Result<Option<&'static str>> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// File systems of this machine alone: whatever changes in them, the system tells of.
+const LOCAL: &[u32] = &[
+    0x0000_EF53, // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683E, // btrfs
+    0x0102_1994, // tmpfs
+    0xF2F5_2010, // f2fs
+    0x2FC1_2FC1, // zfs
+];
+
+/// Whether `path`, or the nearest directory above it, is for sure on a file system that no other machine writes to. One that
+/// is not known is neither this nor a network file system.
+pub fn is_surely_local(path: &Path) -> io::Result<bool> {
+    Ok(LOCAL.contains(&magic(path)?))
 }
 
 /// Whether an open file is on a network file system.
@@ -160,6 +181,8 @@ mod tests {
         assert_eq!(network_name(0xEF53), None, "ext4");
         assert_eq!(network_name(0x0102_1994), None, "tmpfs");
         assert_eq!(is_network_fs(Path::new("/proc/self/not/there/yet")).unwrap(), None);
+        assert!(!is_surely_local(Path::new("/proc")).unwrap(), "nobody is told of changes there");
+        assert!(NETWORK.iter().all(|(magic, _)| !LOCAL.contains(magic)));
         assert_eq!(is_network_fs(Path::new("not/there/yet")).unwrap(), is_network_fs(Path::new(".")).unwrap());
     }
 

@@ -14,6 +14,7 @@
 //! Two rules carry the rest. A byte that was part of a whole line never changes and is never followed by anything but
 //! another whole line; and a segment is final once the next one exists.
 
+mod beacon;
 mod cursor;
 mod fs;
 mod layout;
@@ -21,8 +22,9 @@ mod reader;
 mod record;
 mod writer;
 
+pub use beacon::{Beacon, Flash, PAUSE as FLASH_PAUSE};
 pub use cursor::{Cursor, SeqStep};
-pub use fs::is_network_fs;
+pub use fs::{is_network_fs, is_surely_local};
 pub use layout::{ClaimError, Mailbox, Owner};
 pub use reader::{Chunk, StreamReader, WholeLines, lines, whole_lines};
 pub use record::{Line, Record, RecordError, decode_line, encode_line};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use drover_mailbox::{Chunk, Cursor, Mailbox, StreamReader, lines};
+use drover_mailbox::{Chunk, Cursor, Mailbox, StreamReader, is_network_fs, is_surely_local, lines};
 use drover_proto::mailbox::FollowResponse;
 use drover_types::{OutboxId, SwarmId};
 use rustix::io::Errno;
@@ -16,7 +16,7 @@ use tracing::warn;
 use crate::follow::Outgoing;
 use crate::metrics::Metrics;
 use crate::refs::{self, NodeKey};
-use crate::schedule::{Found, Key, Schedule, Why};
+use crate::schedule::{self, Found, Key, Schedule, Why};
 use crate::settings::Settings;
 use crate::watch::{Cover, Token, Watches};
 
@@ -127,6 +127,8 @@ pub(crate) struct Lane {
     open: BTreeSet<(u64, Key)>,
     uses: u64,
     max_open: usize,
+    /// What a watch is worth on the mailbox's file system.
+    watched: schedule::Cover,
     metrics: Metrics,
     outgoing: Outgoing,
 }
@@ -143,11 +145,21 @@ impl Lane {
             bell: Arc::new(Bell::default()),
             mailbox: Mailbox::new(&settings.mailbox),
             watches,
-            schedule: Schedule::new(settings.hot_poll, settings.cold_poll, Instant::now()),
+            // Where the mailbox cannot be judged, everything is looked at.
+            schedule: Schedule::new(
+                settings.hot_poll,
+                settings.cold_poll,
+                matches!(is_network_fs(&settings.mailbox), Ok(Some(_))),
+                Instant::now(),
+            ),
             followed: HashMap::new(),
             open: BTreeSet::new(),
             uses: 0,
             max_open: max_open.max(1),
+            watched: match is_surely_local(&settings.mailbox) {
+                Ok(true) => schedule::Cover::Whole,
+                _ => schedule::Cover::Partly,
+            },
             metrics,
             outgoing,
         }
@@ -174,6 +186,12 @@ impl Lane {
                     followed.told.get_or_insert(since);
                     self.schedule.told(key, now);
                 }
+            }
+            while let Some(swarm) = self.schedule.next_beacon(now) {
+                self.metrics.beacons.inc();
+                // One that cannot be asked is none: then its outboxes are.
+                let said = self.mailbox.flashed(&swarm).unwrap_or(None);
+                self.schedule.beacon(&swarm, said, Instant::now());
             }
             if let Some((key, why)) = self.schedule.next(now)
                 && !self.look(key, why)
@@ -273,11 +291,11 @@ impl Lane {
             }
             Err(error) => (self.failed(&mut followed, &error), true),
         };
-        let covered = followed.cover.is_some();
+        let cover = if followed.cover.is_some() { self.watched } else { schedule::Cover::None };
         let keep_open = found == Found::More || self.schedule.is_hot(&followed.id);
         self.note_use(key, &mut followed, keep_open);
         self.followed.insert(key, followed);
-        self.schedule.looked(key, found, covered, Instant::now());
+        self.schedule.looked(key, found, cover, Instant::now());
         alive
     }
 

@@ -14,6 +14,8 @@ type Label = [(&'static str, &'static str); 1];
 pub struct Metrics {
     /// Looks at outboxes, by what they were for.
     pub looks: Family<Label, Counter>,
+    /// Questions for the beacon of a swarm.
+    pub beacons: Counter,
     /// Lines handed to followers.
     pub lines: Counter,
     /// Bytes of those lines.
@@ -45,6 +47,7 @@ impl Metrics {
         let seconds = || Histogram::new(exponential_buckets(0.000_1, 2.0, 18));
         let metrics = Self {
             looks: Family::default(),
+            beacons: Counter::default(),
             lines: Counter::default(),
             bytes: Counter::default(),
             damage: Counter::default(),
@@ -60,6 +63,7 @@ impl Metrics {
         };
         let registry = registry.sub_registry_with_prefix("follower");
         registry.register("looks", "Looks at outboxes, by what they were for", metrics.looks.clone());
+        registry.register("beacons", "Questions for the beacon of a swarm", metrics.beacons.clone());
         registry.register("lines", "Outbox lines handed to followers", metrics.lines.clone());
         registry.register("bytes", "Bytes of outbox lines handed to followers", metrics.bytes.clone());
         registry.register("damage", "Times that something was wrong with an outbox file", metrics.damage.clone());
@@ -75,7 +79,7 @@ impl Metrics {
         metrics
     }
 
-    /// Looks so far for one purpose: `added`, `told`, `more`, `hot`, `cold` or `waiting`.
+    /// Looks so far for one purpose: `added`, `told`, `more`, `hot`, `cold`, `waiting` or `beacon`.
     pub fn looks_for(&self, why: &'static str) -> u64 {
         self.looks.get_or_create(&[("why", why)]).get()
     }

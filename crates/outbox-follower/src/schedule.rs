@@ -1,12 +1,15 @@
 //! Which outbox is looked at next, and when. Pure: no clock, no file, no thread.
 //!
 //! An outbox is *covered* when the system tells of its changes; then a rare look is only the safety net. An uncovered one
-//! is polled: often while its node is at work, else seldom. Looks that nobody waits for fall into common slots, so that a
-//! thousand quiet outboxes wake the process a few times a second at most, and never all at once.
+//! is polled: often while its node is at work, else seldom. Where no system tells, the beacon of a swarm may speak for all of
+//! its quiet outboxes: it is asked as seldom as one of them would be, and they are looked at when it was flashed. Looks that
+//! nobody waits for fall into common slots, so that a thousand quiet outboxes wake the process a few times a second at most,
+//! and never all at once.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use drover_mailbox::{FLASH_PAUSE, Flash};
 use drover_types::{OutboxId, SwarmId};
 
 use crate::refs::NodeKey;
@@ -29,6 +32,19 @@ pub(crate) enum Why {
     Cold,
     /// It does not exist yet.
     Waiting,
+    /// The beacon of its swarm was flashed.
+    Beacon,
+}
+
+/// Who tells of changes of an outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cover {
+    /// Nobody, so it is polled.
+    None,
+    /// The system, as far as changes of this machine go: another one may write there too.
+    Partly,
+    /// The system, of every change.
+    Whole,
 }
 
 impl Why {
@@ -40,6 +56,7 @@ impl Why {
             Self::Hot => "hot",
             Self::Cold => "cold",
             Self::Waiting => "waiting",
+            Self::Beacon => "beacon",
         }
     }
 }
@@ -63,6 +80,8 @@ pub(crate) enum Found {
 const BATCHING: Duration = Duration::from_millis(2);
 /// Common slots of one cold interval.
 const SLOTS: u32 = 32;
+/// Cold intervals between two looks at an outbox of which somebody else tells.
+const NET: u32 = 15;
 /// The first retry of an outbox that cannot be read.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -85,6 +104,19 @@ enum Place {
     Due(Instant, Why),
 }
 
+/// What is known of a swarm's beacon.
+#[derive(Debug)]
+struct Beacon {
+    /// When to ask it.
+    due: Instant,
+    /// What it said; `None` when there is none, or when it was not asked yet.
+    said: Option<Flash>,
+    /// Whether it was asked.
+    asked: bool,
+    /// It was flashed, and until then its worker may append without another flash: what comes in that time is looked for too.
+    again: Option<Instant>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Schedule {
     hot_poll: Duration,
@@ -95,12 +127,15 @@ pub(crate) struct Schedule {
     keys: HashMap<OutboxId, Key>,
     nodes: HashMap<NodeKey, Vec<Key>>,
     hot: HashSet<NodeKey>,
+    /// Swarms with outboxes, where beacons are asked.
+    beacons: Option<HashMap<SwarmId, Beacon>>,
     ready: VecDeque<(Key, Why)>,
     due: BTreeSet<(Instant, Key)>,
 }
 
 impl Schedule {
-    pub(crate) fn new(hot_poll: Duration, cold_poll: Duration, origin: Instant) -> Self {
+    /// `beacons`: changes come from other machines, whose workers may say so.
+    pub(crate) fn new(hot_poll: Duration, cold_poll: Duration, beacons: bool, origin: Instant) -> Self {
         Self {
             hot_poll,
             cold_poll,
@@ -110,6 +145,7 @@ impl Schedule {
             keys: HashMap::new(),
             nodes: HashMap::new(),
             hot: HashSet::new(),
+            beacons: beacons.then(HashMap::new),
             ready: VecDeque::new(),
             due: BTreeSet::new(),
         }
@@ -130,6 +166,10 @@ impl Schedule {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.added = now;
             entry.failures = 0;
+        }
+        if let Some(beacons) = &mut self.beacons {
+            let new = || Beacon { due: now, said: None, asked: false, again: None };
+            beacons.entry(id.swarm.clone()).or_insert_with(new);
         }
         self.make_ready(key, Why::Added);
         key
@@ -152,6 +192,9 @@ impl Schedule {
     /// Drops everything of a swarm and returns what it was.
     pub(crate) fn forget(&mut self, swarm: &SwarmId) -> Vec<Key> {
         self.hot.retain(|node| node.swarm != *swarm);
+        if let Some(beacons) = &mut self.beacons {
+            beacons.remove(swarm);
+        }
         let ids: Vec<OutboxId> = self.keys.keys().filter(|id| id.swarm == *swarm).cloned().collect();
         ids.iter().filter_map(|id| self.remove(id)).collect()
     }
@@ -179,6 +222,50 @@ impl Schedule {
         }
     }
 
+    /// The swarm whose beacon is to be asked now.
+    pub(crate) fn next_beacon(&self, now: Instant) -> Option<SwarmId> {
+        let beacons = self.beacons.as_ref()?;
+        beacons.iter().find(|(_, beacon)| beacon.due <= now).map(|(swarm, _)| swarm.clone())
+    }
+
+    /// What a beacon said; `None` when there is none, or when it cannot be asked. Its quiet outboxes are looked at when it has changed,
+    /// and once more at the next time.
+    pub(crate) fn beacon(&mut self, swarm: &SwarmId, said: Option<Flash>, now: Instant) {
+        let due = self.origin + self.slot_within(now, Duration::ZERO, 1);
+        let Some(beacon) = self.beacons.as_mut().and_then(|beacons| beacons.get_mut(swarm)) else { return };
+        beacon.due = due;
+        let changed = !std::mem::replace(&mut beacon.asked, true) || beacon.said != said;
+        let look = changed || beacon.again.is_some();
+        beacon.said = said;
+        if changed {
+            beacon.again = said.map(|_| now + FLASH_PAUSE);
+        } else if beacon.again.is_some_and(|until| until <= now) {
+            beacon.again = None;
+        }
+        if !look {
+            return;
+        }
+        let quiet = |(key, entry): (&Key, &Entry)| {
+            let waits = matches!(entry.place, Place::Due(_, Why::Cold));
+            (waits && entry.id.swarm == *swarm).then_some(*key)
+        };
+        let keys: Vec<Key> = self.entries.iter().filter_map(quiet).collect();
+        if keys.is_empty() && !self.keys.keys().any(|id| id.swarm == *swarm) {
+            // All of its outboxes were dropped.
+            if let Some(beacons) = &mut self.beacons {
+                beacons.remove(swarm);
+            }
+        }
+        for key in keys {
+            self.make_ready(key, Why::Beacon);
+        }
+    }
+
+    fn is_lit(&self, swarm: &SwarmId) -> bool {
+        let beacon = self.beacons.as_ref().and_then(|beacons| beacons.get(swarm));
+        beacon.is_some_and(|beacon| beacon.said.is_some())
+    }
+
     /// The outbox to look at now.
     pub(crate) fn next(&mut self, now: Instant) -> Option<(Key, Why)> {
         while let Some(&(at, key)) = self.due.first() {
@@ -200,8 +287,8 @@ impl Schedule {
         Some((key, why))
     }
 
-    /// What the look found, and whether the system will tell of the next change.
-    pub(crate) fn looked(&mut self, key: Key, found: Found, covered: bool, now: Instant) {
+    /// What the look found, and who will tell of the next change.
+    pub(crate) fn looked(&mut self, key: Key, found: Found, cover: Cover, now: Instant) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         entry.looked = Some(now);
         entry.failures = if found == Found::Failed { entry.failures.saturating_add(1) } else { 0 };
@@ -210,7 +297,8 @@ impl Schedule {
         }
         entry.missing = found == Found::Missing;
         let (failures, age) = (entry.failures, now.saturating_duration_since(entry.added));
-        let hot = self.hot.contains(&NodeKey::of(&entry.id));
+        let node = NodeKey::of(&entry.id);
+        let (hot, covered) = (self.hot.contains(&node), cover != Cover::None);
         match found {
             Found::More => self.make_ready(key, Why::More),
             Found::Failed => {
@@ -221,26 +309,39 @@ impl Schedule {
             // A worker starts soon or in hours; then it makes its outbox at once and says hello a little later.
             Found::Missing | Found::Empty if !covered => {
                 let pause = (age / 8).max(self.hot_poll);
-                self.make_due(key, (now + pause).min(self.cold_slot(key, now)), Why::Waiting);
+                self.make_due(key, (now + pause).min(self.cold_slot(key, now, 1)), Why::Waiting);
             }
-            Found::Quiet | Found::Missing | Found::Empty => self.make_due(key, self.cold_slot(key, now), Why::Cold),
+            Found::Quiet | Found::Missing | Found::Empty => {
+                let told = cover == Cover::Whole || cover == Cover::None && self.is_lit(&node.swarm);
+                self.make_due(key, self.cold_slot(key, now, if told { NET } else { 1 }), Why::Cold);
+            }
         }
     }
 
     /// When to look again if nothing happens before.
     pub(crate) fn wake_at(&self, now: Instant) -> Option<Instant> {
-        if self.ready.is_empty() { self.due.first().map(|(at, _)| *at) } else { Some(now) }
+        if !self.ready.is_empty() {
+            return Some(now);
+        }
+        let beacon = self.beacons.iter().flatten().map(|(_, beacon)| beacon.due).min();
+        self.due.first().map(|(at, _)| *at).into_iter().chain(beacon).min()
     }
 
-    /// The last slot that is safely within one cold interval; the first time a key-dependent one before it.
-    fn cold_slot(&self, key: Key, now: Instant) -> Instant {
+    /// The last slot that is safely within so many cold intervals; the first time a key-dependent one before it.
+    fn cold_slot(&self, key: Key, now: Instant, intervals: u32) -> Instant {
         let slot = self.cold_poll / SLOTS;
         let first = self.entries.get(&key).is_none_or(|entry| now.saturating_duration_since(entry.added) < slot * 2);
-        let spread = if first { slot * (key % u64::from(SLOTS / 2)) as u32 } else { Duration::ZERO };
-        let since = now.saturating_duration_since(self.origin) + slot * (SLOTS - 2);
+        // Beacon or not, what was looked at together does not stay together.
+        let spread = if first || intervals > 1 { slot * (key % u64::from(SLOTS / 2)) as u32 } else { Duration::ZERO };
+        self.origin + self.slot_within(now, spread, intervals)
+    }
+
+    fn slot_within(&self, now: Instant, spread: Duration, intervals: u32) -> Duration {
+        let slot = self.cold_poll / SLOTS;
+        let since = now.saturating_duration_since(self.origin) + slot * (SLOTS * intervals - 2);
         let since = since.saturating_sub(spread);
         let over = since.as_nanos().checked_rem(slot.as_nanos()).unwrap_or(0);
-        self.origin + since.saturating_sub(Duration::from_nanos(over as u64))
+        since.saturating_sub(Duration::from_nanos(over as u64))
     }
 
     fn make_ready(&mut self, key: Key, why: Why) {
