@@ -9,9 +9,9 @@ use drover_proto::membership::{
     AddKeyRequest, AddKeyResponse, GetLeaderRequest, GetLeaderResponse, GetStatusRequest, GetStatusResponse,
     JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, ListKeysRequest, ListKeysResponse, ListMembersRequest,
     ListMembersResponse, Member, MemberSnapshot, NodeId, NodeInfo, Note, PlaceRequest, PlaceResponse, RemoveKeyRequest,
-    RemoveKeyResponse, ReportLoadRequest, ReportLoadResponse, UpdateMetadataRequest, UpdateMetadataResponse,
-    UseKeyRequest, UseKeyResponse, WatchEventsRequest, WatchEventsResponse, WatchMembersRequest, WatchMembersResponse,
-    watch_events_response, watch_members_response,
+    RemoveKeyResponse, ReportLoadRequest, ReportLoadResponse, SuspectRequest, SuspectResponse, UpdateMetadataRequest,
+    UpdateMetadataResponse, UseKeyRequest, UseKeyResponse, WatchEventsRequest, WatchEventsResponse,
+    WatchMembersRequest, WatchMembersResponse, watch_events_response, watch_members_response,
 };
 use drover_proto::status_of;
 use drover_service::{Context, MAX_MESSAGE_BYTES};
@@ -171,8 +171,17 @@ impl MembershipService for Door {
 
     async fn report_load(&self, request: Request<ReportLoadRequest>) -> Answer<ReportLoadResponse> {
         let request = request.into_inner();
-        let load = self.handle.report_sessions(request.sessions, request.max_sessions).await;
+        let ReportLoadRequest { sessions, max_sessions, reporter } = request;
+        let load = self.handle.report_sessions(reporter, sessions, max_sessions).await;
         Ok(Response::new(ReportLoadResponse { load: Some(load) }))
+    }
+
+    async fn suspect(&self, request: Request<SuspectRequest>) -> Answer<SuspectResponse> {
+        let id = request.into_inner().node_id;
+        match self.handle.suspect(id.clone()).await.map_err(failed)? {
+            Some(news) => Ok(Response::new(SuspectResponse { news })),
+            None => Err(invalid(format!("there is no member {id:?}"))),
+        }
     }
 
     async fn list_keys(&self, _: Request<ListKeysRequest>) -> Answer<ListKeysResponse> {

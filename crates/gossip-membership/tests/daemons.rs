@@ -77,7 +77,7 @@ async fn load_is_measured_reported_and_seen_by_the_others() {
     let measuring = Node::start(&lab, "s/1", FAST, config).await;
     quiet.sees(&[alive("s/0"), alive("s/1")]).await;
 
-    let report = quiet.client().report_load(ReportLoadRequest { sessions: 2, max_sessions: 0 }).await;
+    let report = quiet.client().report_load(ReportLoadRequest { sessions: 2, ..Default::default() }).await;
     let load = report.unwrap().into_inner().load.unwrap();
     assert_eq!((load.score, load.sessions, load.max_sessions, load.measured), (0.2, 0.5, 4, false));
     until("the load of s/0 to be seen", async || {
@@ -85,7 +85,7 @@ async fn load_is_measured_reported_and_seen_by_the_others() {
         (member.load_score == Some(0.2)).then_some(())
     })
     .await;
-    let full = ReportLoadRequest { sessions: 100, max_sessions: 100 };
+    let full = ReportLoadRequest { sessions: 100, max_sessions: 100, ..Default::default() };
     measuring.client().report_load(full).await.unwrap();
     let load = until("a measured load", async || {
         let load = measuring.status().await.load?;

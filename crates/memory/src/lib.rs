@@ -1,6 +1,6 @@
 //! Gives back memory that only the start of a daemon needed.
 //!
-//! The code that reads arguments and configuration stays mapped for as long as the process lives, and counts as its memory,
+//! The code that reads arguments and configuration, and its constants, stay mapped for as long as the process lives, and count as its memory,
 //! though it never runs again: half and more of what a small daemon takes. The kernel reads pages of code from the program's
 //! file again whenever they are needed, so they can be let go at any time; what still runs comes back within microseconds. The
 //! heap that the start needed is given back too.
@@ -11,32 +11,56 @@ use std::io;
 
 use rustix::mm::{Advice, madvise};
 
-/// Lets go of all pages of code that this process has mapped from files. Those in use come back by themselves.
+/// Lets go of all pages of code and constants that this process has mapped from files. Those in use come back by themselves.
 pub fn release_code() -> io::Result<()> {
-    for (start, length) in code(&fs::read_to_string("/proc/self/maps")?) {
+    for (start, length) in untouched(&fs::read_to_string("/proc/self/smaps")?) {
         release(start, length)?;
     }
     Ok(())
 }
 
-/// The mappings that hold nothing but code from a file: readable, executable, private and never writable.
-fn code(maps: &str) -> Vec<(usize, usize)> {
-    let of_line = |line: &str| {
-        // `55d0c0a00000-55d0c1400000 r-xp 00200000 fe:00 1234      /usr/bin/program`
-        let mut parts = line.split_ascii_whitespace();
-        let (range, rights, file) = (parts.next()?, parts.next()?, parts.nth(3)?);
-        let (start, end) = range.split_once('-')?;
-        let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-        (rights == "r-xp" && file.starts_with('/') && start < end).then(|| (start, end - start))
-    };
-    maps.lines().filter_map(of_line).collect()
+/// The mappings that are what their file says: private, never writable, and without a page of our own. Tables that the loader has
+/// filled in are read-only too, but some of their pages are ours.
+fn untouched(smaps: &str) -> Vec<(usize, usize)> {
+    let mut found: Vec<(usize, usize)> = Vec::new();
+    // Whether the mapping that is being read is the last one found.
+    let mut open = false;
+    for line in smaps.lines() {
+        match line.split_once(':') {
+            // `Anonymous:             8 kB`
+            Some((key, value)) if key.chars().all(|letter| letter.is_ascii_alphabetic() || letter == '_') => {
+                let own = matches!(key, "Anonymous" | "Swap") && !value.trim_start().starts_with("0 ");
+                if own && open {
+                    found.pop();
+                    open = false;
+                }
+            }
+            _ => {
+                let mapping = mapping(line);
+                open = mapping.is_some();
+                found.extend(mapping);
+            }
+        }
+    }
+    found
+}
+
+/// A mapping of a file that nobody may write to.
+fn mapping(line: &str) -> Option<(usize, usize)> {
+    // `55d0c0a00000-55d0c1400000 r-xp 00200000 fe:00 1234      /usr/bin/program`
+    let mut parts = line.split_ascii_whitespace();
+    let (range, rights, file) = (parts.next()?, parts.next()?, parts.nth(3)?);
+    let (start, end) = range.split_once('-')?;
+    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    let read_only = matches!(rights, "r-xp" | "r--p");
+    (read_only && file.starts_with('/') && start < end).then(|| (start, end - start))
 }
 
 #[expect(unsafe_code, reason = "letting go of pages is a call on raw addresses")]
 fn release(start: usize, length: usize) -> io::Result<()> {
     let address = std::ptr::without_provenance_mut::<c_void>(start);
-    // SAFETY: The range is a private mapping of a file that this process cannot write to, so no page of it differs from the
-    // file: the next access, also by this very code, reads the same bytes again. No Rust object lives in it that anybody
+    // SAFETY: The range is a private mapping of a file that this process cannot write to and of which it has no page of its own, so
+    // none differs from the file: the next access, also by this very code, reads the same bytes again. No Rust object lives in it that anybody
     // could have changed.
     unsafe { madvise(address, length, Advice::LinuxDontNeed) }?;
     Ok(())
@@ -63,15 +87,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_code_from_files_is_let_go() {
-        let maps = "\
+    fn only_what_is_as_in_its_file_is_let_go() {
+        let smaps = "\
 55d0c0a00000-55d0c0a10000 r--p 00000000 fe:00 1234      /usr/bin/program
+Rss:                  64 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+VmFlags: rd mr mw me sd
 55d0c0a10000-55d0c0a12000 r-xp 00010000 fe:00 1234      /usr/bin/program (deleted)
-55d0c0a12000-55d0c0a13000 rw-p 00012000 fe:00 1234      /usr/bin/program
+Anonymous:             0 kB
+55d0c0a12000-55d0c0a13000 r--p 00012000 fe:00 1234      /usr/bin/filled by: the loader
+Anonymous:             4 kB
+Swap:                  0 kB
+55d0c0a13000-55d0c0a14000 r--p 00013000 fe:00 1234      /usr/bin/program
+Anonymous:             0 kB
+Swap:                  4 kB
+55d0c0a14000-55d0c0a15000 rw-p 00014000 fe:00 1234      /usr/bin/program
+Anonymous:             0 kB
 7f0000000000-7f0000001000 rwxp 00000000 00:00 0
 7ffd00000000-7ffd00001000 r-xp 00000000 00:00 0          [vdso]
+Anonymous:             0 kB
 garbage";
-        assert_eq!(code(maps), [(0x55d0_c0a1_0000, 0x2000)]);
+        assert_eq!(untouched(smaps), [(0x55d0_c0a0_0000, 0x10000), (0x55d0_c0a1_0000, 0x2000)]);
     }
 
     #[test]

@@ -163,6 +163,14 @@ impl Core {
         }
     }
 
+    /// Another program of this node could not work with a member.
+    pub(super) fn suspect_reported(&mut self, key: NodeKey, out: &mut Vec<Effect>) {
+        let alive = self.table.get(key).filter(|member| member.state == State::Alive);
+        if let Some((boot, incarnation)) = alive.map(Member::version) {
+            self.suspect(Accusation { key, boot, incarnation, accuser: self.me, refused: false }, out);
+        }
+    }
+
     /// Somebody, perhaps this node, could not reach a node.
     pub(super) fn suspect(&mut self, accusation: Accusation, out: &mut Vec<Effect>) {
         let Accusation { key, boot, incarnation, accuser, refused } = accusation;

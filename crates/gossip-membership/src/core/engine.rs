@@ -393,6 +393,7 @@ impl Core {
             Command::Load(load) => self.set_load(load),
             Command::Leave => self.leave(out),
             Command::Join(seeds) => self.join.add(self.now, seeds),
+            Command::Suspect(key) => self.suspect_reported(key, out),
             Command::Recheck => self.recheck(out),
         }
     }

@@ -75,6 +75,8 @@ pub enum Command {
     Leave,
     /// More addresses to join through.
     Join(Vec<SocketAddr>),
+    /// A member keeps failing at what this node asks of it.
+    Suspect(NodeKey),
     /// What records are believed by has changed: whoever is not believed any more is no member.
     Recheck,
 }

@@ -20,6 +20,8 @@ use crate::metrics::Metrics;
 
 /// Jobs that may wait for the node; whoever brings more waits itself.
 const JOBS: usize = 64;
+/// Programs of this node that count sessions.
+const MOST_REPORTERS: usize = 8;
 /// Changes that a slow reader may be behind.
 const CHANGES: usize = 256;
 
@@ -77,6 +79,8 @@ impl Phase {
 /// The load of this node, measured and reported.
 #[derive(Debug)]
 pub(super) struct LoadState {
+    /// Sessions by who counts them.
+    pub(super) reports: BTreeMap<String, u32>,
     pub(super) monitor: Monitor,
     pub(super) report: Report,
     pub(super) limits: Limits,
@@ -113,7 +117,13 @@ impl Handle {
         measured: bool,
     ) -> (Self, mpsc::Receiver<Job>) {
         let (jobs, work) = mpsc::channel(JOBS);
-        let load = LoadState { monitor, report: Report::default(), limits: Limits::default(), measured };
+        let load = LoadState {
+            reports: BTreeMap::new(),
+            monitor,
+            report: Report::default(),
+            limits: Limits::default(),
+            measured,
+        };
         let shared = Shared {
             jobs,
             changes: broadcast::Sender::new(CHANGES),
@@ -174,6 +184,11 @@ impl Handle {
         self.pass_load_on().await;
     }
 
+    /// A member keeps failing at what another program of this node asks of it.
+    pub(crate) async fn suspect(&self, id: String) -> Result<Option<bool>, Failure> {
+        self.with(move |node| node.suspect(&id)).await
+    }
+
     pub(crate) fn set_phase(&self, phase: Phase) {
         self.shared.phase.send_replace(phase);
     }
@@ -226,8 +241,15 @@ impl Handle {
     }
 
     /// Takes the number of sessions in and passes the new load on.
-    pub(crate) async fn report_sessions(&self, sessions: u32, max_sessions: u32) -> LoadReport {
-        self.load().monitor.sessions(sessions, max_sessions);
+    pub(crate) async fn report_sessions(&self, reporter: String, sessions: u32, max_sessions: u32) -> LoadReport {
+        {
+            let mut load = self.load();
+            if load.reports.len() < MOST_REPORTERS || load.reports.contains_key(&reporter) {
+                load.reports.insert(reporter, sessions);
+            }
+            let all = load.reports.values().fold(0_u32, |all, one| all.saturating_add(*one));
+            load.monitor.sessions(all, max_sessions);
+        }
         self.pass_load_on().await;
         load_message(&self.load())
     }

@@ -6,7 +6,7 @@ use drover_types::{ErrorCode, Failure};
 use tokio::sync::oneshot;
 
 use super::Node;
-use crate::core::{Command, Engine as _, Input, Load, NodeKey, Record, Reply, Request};
+use crate::core::{Command, Engine as _, Input, Load, NodeKey, Record, Reply, Request, State};
 use crate::load::Report;
 use crate::shell::handle::{MetadataChange, Phase};
 
@@ -65,6 +65,14 @@ impl Node {
         candidate.encode().map_err(|error| Failure::new(ErrorCode::InvalidRequest, error.to_string()))?;
         self.input(Input::Command(Command::Update { capabilities: Some(capabilities), labels: Some(labels) }));
         Ok(self.core.local().record.incarnation)
+    }
+
+    /// A member keeps failing. Says whether it was believed alive; nothing when there is no such member.
+    pub(in crate::shell) fn suspect(&mut self, id: &str) -> Option<bool> {
+        let key = NodeKey::of(id);
+        let news = self.core.members().find(|member| member.record.key == key)?.state == State::Alive;
+        self.input(Input::Command(Command::Suspect(key)));
+        Some(news)
     }
 
     pub(in crate::shell) fn load(&mut self, report: &Report) {
