@@ -11,7 +11,7 @@ async fn printed(parts: &'static [Part], count: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn speed_front_and_memory() {
-    printed(&[Part::Speed, Part::Front, Part::Memory], 11).await;
+    printed(&[Part::Speed, Part::Front, Part::Memory], 12).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

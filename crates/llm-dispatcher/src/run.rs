@@ -105,7 +105,8 @@ impl Daemon for Dispatcher {
         let mut server = Server::new(&ctx).grpc(Door::service(&service));
         if service.may_dispatch().is_ok() {
             let token = http::load_or_make_token(&dir)?;
-            server = server.http(http::router(&service.pool, service.errands.clone(), http::Access::new(token)));
+            let (express, routes) = http::doors(&service.pool, service.errands.clone(), http::Access::new(token));
+            server = server.http(routes).express(express);
         }
         let mut post = None;
         if service.may_dispatch().is_ok() {

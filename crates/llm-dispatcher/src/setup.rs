@@ -1,5 +1,5 @@
 //! What somebody needs to know who sets dispatching up: which providers there are, where their keys come from, whether a key is
-//! there and works, and how many workers this machine is good for. Nothing in here is written anywhere.
+//! there and works, and how many workers this machine is good for. Nothing in here is written anywhere but what a call cost.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use drover_config::{ModelPricing, ProviderSettings};
 use thiserror::Error;
 
-use crate::call::{CallError, CallRequest, FailureKind, Finish, NoSink, Provider};
+use crate::call::{CallError, CallRequest, FailureKind, Finish, NoSink, Provider, Usage};
 use crate::core::{Money, Price};
+use crate::ledger::{Charge, LedgerError, Outside, Zone};
 use crate::provider::{
     self, EndpointError, HttpClient, HttpSettings, KeyError, KeySource, Prices, ProviderKind, Secret, Sim, SimSettings,
     read_key_file,
@@ -166,9 +167,29 @@ pub struct Probed {
     pub but: Option<String>,
 }
 
+/// Where that call is written down.
+#[derive(Debug, Clone, Copy)]
+pub struct Books<'a> {
+    /// The directory of the ledger.
+    pub dir: &'a Path,
+    /// The most money of a day.
+    pub cap: Option<Money>,
+}
+
 /// Why a provider cannot be used.
 #[derive(Debug, Error)]
 pub enum ProbeError {
+    /// Nobody could say what was spent, so nothing is.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The day's money is used up.
+    #[error("the call could cost {worst} USD, and {left} USD of the day's cap are left")]
+    Budget {
+        /// The most that it can cost.
+        worst: Money,
+        /// What is left.
+        left: Money,
+    },
     /// Its address or its key cannot be used.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
@@ -177,7 +198,7 @@ pub enum ProbeError {
     Silent,
     /// It refuses, or fails.
     #[error("{0}")]
-    Call(CallError),
+    Call(Box<CallError>),
 }
 
 impl ProbeError {
@@ -185,6 +206,7 @@ impl ProbeError {
     pub fn hint(&self, name: &str) -> String {
         let page = key_page(name);
         let kind = match self {
+            Self::Ledger(_) | Self::Budget { .. } => None,
             Self::Endpoint(EndpointError::Key { .. }) => Some(FailureKind::Auth),
             Self::Endpoint(_) => {
                 return "give its address with --base-url, such as http://127.0.0.1:8000/v1".to_owned();
@@ -204,12 +226,14 @@ impl ProbeError {
     }
 }
 
-/// Makes one small call to see whether key, address and model work. `key` is used in place of the configured one.
+/// Makes one small call to see whether key, address and model work. `key` is used in place of the configured one. The call is
+/// in the ledger before it is made, at its worst case, and then at what it cost.
 pub async fn probe(
     settings: &ProviderSettings,
     pricing: &BTreeMap<String, ModelPricing>,
     key: Option<&str>,
     key_dir: Option<&Path>,
+    books: Option<Books<'_>>,
     variables: impl Fn(&str) -> Option<String>,
 ) -> Result<Probed, ProbeError> {
     let model = settings.model.clone().unwrap_or_else(|| settings.name.clone());
@@ -222,20 +246,35 @@ pub async fn probe(
         }
         provider::build(&endpoint, &HttpClient::new(HttpSettings::default()), variables)?
     };
-    let began = Instant::now();
+    let price = price(pricing, &settings.name, &model);
     let request = CallRequest::prompt(QUESTION, MOST_TOKENS);
+    let worst = price.map(|price| price.worst(request.input_upper_bound(), u64::from(MOST_TOKENS)));
+    let entry = match books.filter(|_| !provider.simulated()) {
+        Some(books) => Some(set_down(books, &settings.name, &model, worst.unwrap_or_default())?),
+        None => None,
+    };
+    let began = Instant::now();
     let mut sink = NoSink;
     let called = tokio::time::timeout(PATIENCE, provider.call(&model, &request, &mut sink)).await;
-    let price = price(pricing, &settings.name, &model);
     let took = began.elapsed();
+    let (usage, billed) = match &called {
+        Err(_) => (None, true),
+        Ok(Ok(answer)) => (answer.usage, true),
+        Ok(Err(error)) => (error.usage, error.maybe_billed),
+    };
+    let cost = match (usage, price) {
+        (Some(usage), Some(price)) => Some(price.of(&usage)),
+        _ if billed => worst,
+        _ => Some(Money::ZERO),
+    };
+    if let Some(entry) = entry
+        && (usage.is_some() || !billed)
+    {
+        entry.settle(cost.unwrap_or_default(), usage)?;
+    }
     match called {
         Err(_) => Err(ProbeError::Silent),
         Ok(Ok(answer)) => {
-            let worst = || price.map(|price| price.worst(request.input_upper_bound(), u64::from(MOST_TOKENS)));
-            let cost = match (&answer.usage, &price) {
-                (Some(usage), Some(price)) => Some(price.of(usage)),
-                _ => worst(),
-            };
             let but = match answer.finish {
                 Finish::Blocked(why) => Some(format!("it withheld its answer ({why})")),
                 _ => None,
@@ -244,10 +283,24 @@ pub async fn probe(
         }
         // Whoever is told that it asked too much was known by its key.
         Ok(Err(error)) if error.kind == FailureKind::RateLimited => {
-            Ok(Probed { took, model: None, cost: Some(Money::ZERO), but: Some(error.message) })
+            Ok(Probed { took, model: None, cost, but: Some(error.message) })
         }
-        Ok(Err(error)) => Err(ProbeError::Call(error)),
+        Ok(Err(error)) => Err(ProbeError::Call(Box::new(error))),
     }
+}
+
+fn set_down(books: Books<'_>, provider: &str, model: &str, worst: Money) -> Result<Outside, ProbeError> {
+    // What setup writes names no time zone, so a day is one of UTC.
+    let charge = Charge {
+        day: Zone::utc().day(drover_service::now_us()),
+        provider: provider.to_owned(),
+        model: model.to_owned(),
+        calls: 1,
+        amount: worst,
+        estimated: true,
+        usage: Usage::default(),
+    };
+    Outside::set_down(books.dir, charge, books.cap)?.map_err(|left| ProbeError::Budget { worst, left })
 }
 
 #[cfg(test)]
@@ -291,7 +344,11 @@ mod tests {
         };
         let dir = tempfile::tempdir().unwrap();
         let none = |_: &str| None;
-        let tried = async |key: Option<&str>| probe(&settings, &BTreeMap::new(), key, Some(dir.path()), none).await;
+        let cap = Money::from_usd(0.0001);
+        let books = Books { dir: dir.path(), cap };
+        let tried = async |key: Option<&str>| {
+            probe(&settings, &BTreeMap::new(), key, Some(dir.path()), Some(books), none).await
+        };
         let error = tried(None).await.unwrap_err();
         assert!(
             error.to_string().contains("OPENAI_API_KEY") && error.to_string().contains("openai-key.txt"),
@@ -306,6 +363,18 @@ mod tests {
         assert_eq!(mock.ledger().answered, 1);
         mock.change(|settings| settings.outage = true);
         assert!(matches!(tried(Some("right-k-e-y")).await, Err(ProbeError::Call(_))));
+        // The ledger has what the one cost that was answered, and a daemon finds it there.
+        let (ledger, closed) = crate::ledger::Ledger::open(dir.path()).unwrap();
+        let spent = ledger.spent(7).await.unwrap();
+        let line = &spent[0].spent[0];
+        assert_eq!((line.provider.as_str(), line.calls, Some(line.cost)), ("openai", 3, probed.cost));
+        assert!(line.input_tokens > 0 && line.estimated.is_zero(), "{line:?}");
+        drop(ledger);
+        closed.wait().await;
+        let tight = Books { cap: probed.cost, ..books };
+        let refused =
+            probe(&settings, &BTreeMap::new(), Some("right-k-e-y"), Some(dir.path()), Some(tight), none).await;
+        assert!(matches!(refused, Err(ProbeError::Budget { .. })), "{refused:?}");
     }
 
     #[test]

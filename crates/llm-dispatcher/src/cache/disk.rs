@@ -108,7 +108,8 @@ impl Table {
     }
 
     fn carry_out(&mut self, batch: &mut Vec<Command>) -> rusqlite::Result<()> {
-        self.connection.execute_batch("BEGIN")?;
+        // At once for writing: a transaction that becomes one later fails when another program has written meanwhile.
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
         let mut told = Vec::new();
         for command in batch.drain(..) {
             match command {

@@ -53,11 +53,17 @@ impl Latencies {
     }
 }
 
+/// So many calls decide whether the provider is slow as a whole.
+const WINDOW: u32 = u64::BITS;
+
+/// Beside more calls under way than this it is no matter how many there are.
+const MANY: usize = 500;
+
 /// What is known of one kind of work on one lane.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tail {
     latencies: Latencies,
-    /// The last 64 calls of which it is known: a bit is set for a slow one.
+    /// The last calls that ended, the newest lowest: a bit is set for a slow one.
     verdicts: u64,
     judged: u32,
     threshold: Option<Duration>,
@@ -67,12 +73,12 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// An answer came after so long. A call that was found slow before is not judged again.
-    pub(super) fn answered(&mut self, settings: &HedgeSettings, took: Duration, found_slow: bool) {
+    /// An answer came after so long.
+    pub(super) fn answered(&mut self, settings: &HedgeSettings, took: Duration) {
         self.latencies.record(took);
         self.since_threshold += 1;
-        if !found_slow && self.threshold.is_some() {
-            self.judge(false);
+        if let Some(threshold) = self.threshold {
+            self.judge(took > threshold);
         }
         let enough = self.latencies.total >= settings.min_samples as f32;
         // A threshold is worth renewing when a tenth more is known.
@@ -82,20 +88,25 @@ impl Tail {
         }
     }
 
-    /// A call has gone on for longer than the threshold.
-    pub(super) fn slow(&mut self) {
+    /// A slow call was given up before it was answered.
+    pub(super) fn given_up(&mut self) {
         self.judge(true);
     }
 
-    /// From when on a call is slow; `None` while that is not known.
-    pub(super) fn threshold(&self) -> Option<Duration> {
-        self.threshold
+    /// From when on a call is slow; `None` while that is not known. The first answers of many calls are the quickest of them,
+    /// so as many must have come as are still awaited.
+    pub(super) fn threshold(&self, under_way: usize) -> Option<Duration> {
+        self.threshold.filter(|_| self.latencies.total >= under_way.min(MANY) as f32)
     }
 
-    /// So many of the recent calls are slow that it is the provider.
-    pub(super) fn all_slow(&self, settings: &HedgeSettings) -> bool {
-        let known = self.judged.min(64);
-        known >= settings.min_samples && f64::from(self.verdicts.count_ones()) > settings.off_above * f64::from(known)
+    /// So many of the recent calls are slow that it is the provider. Among them are those under way that are slow by now.
+    pub(super) fn all_slow(&self, settings: &HedgeSettings, under_way: u32) -> bool {
+        let under_way = under_way.min(WINDOW);
+        let ended = self.judged.min(WINDOW - under_way);
+        let newest = u64::MAX.checked_shr(WINDOW - ended).unwrap_or(0);
+        let slow = under_way + (self.verdicts & newest).count_ones();
+        let known = under_way + ended;
+        known >= settings.min_samples && f64::from(slow) > settings.off_above * f64::from(known)
     }
 
     /// How long an answer takes on average.
@@ -151,15 +162,15 @@ mod tests {
         let settings = HedgeSettings::default();
         let mut tail = Tail::default();
         for call in 0..9 {
-            tail.answered(&settings, Duration::from_millis(200 + call % 4), false);
-            assert_eq!(tail.threshold(), None, "too few to say");
+            tail.answered(&settings, Duration::from_millis(200 + call % 4));
+            assert_eq!(tail.threshold(0), None, "too few to say");
         }
         for call in 0..200 {
-            let took = if call % 20 == 0 { 2000 } else { 200 + call % 4 };
-            tail.answered(&settings, Duration::from_millis(took), took == 2000);
+            tail.answered(&settings, Duration::from_millis(if call % 20 == 0 { 2000 } else { 200 + call % 4 }));
         }
-        let threshold = tail.threshold().unwrap();
+        let threshold = tail.threshold(100).unwrap();
         assert!((Duration::from_millis(205)..Duration::from_millis(245)).contains(&threshold), "{threshold:?}");
+        assert_eq!(tail.threshold(300), None, "most of those that were asked together have not answered");
     }
 
     #[test]
@@ -167,19 +178,17 @@ mod tests {
         let settings = HedgeSettings::default();
         let mut tail = Tail::default();
         for _ in 0..100 {
-            tail.answered(&settings, Duration::from_millis(200), false);
+            tail.answered(&settings, Duration::from_millis(200));
         }
-        for _ in 0..5 {
-            tail.slow();
+        assert!(!tail.all_slow(&settings, 5) && tail.all_slow(&settings, 20) && tail.all_slow(&settings, 1000));
+        assert!(!tail.all_slow(&settings, 5), "those that were late have come after all");
+        for _ in 0..20 {
+            tail.given_up();
         }
-        assert!(!tail.all_slow(&settings));
-        for _ in 0..15 {
-            tail.slow();
+        assert!(tail.all_slow(&settings, 0));
+        for _ in 0..300 {
+            tail.answered(&settings, Duration::from_secs(2));
         }
-        assert!(tail.all_slow(&settings));
-        for _ in 0..100 {
-            tail.answered(&settings, Duration::from_secs(2), false);
-        }
-        assert!(!tail.all_slow(&settings));
+        assert!(!tail.all_slow(&settings, 5));
     }
 }

@@ -15,7 +15,7 @@ const HEADROOM: f64 = 0.99;
 /// How much closer together two calls may arrive than they were sent.
 const JITTER: Duration = Duration::from_millis(5);
 
-/// How late a call may be let go after its time and still count as on time: timers are that coarse, and machines busy.
+/// How much of the time by which a call is let go late is made up for: timers are that coarse, and machines busy.
 const LATE: Duration = Duration::from_millis(4);
 
 /// What is left of the pace after a refusal that nothing explains.
@@ -24,6 +24,22 @@ const CUT: f64 = 0.7;
 /// A measurement between two refusals counts from so many calls and so much time on.
 const MEASURED_CALLS: f64 = 20.0;
 const MEASURED_FOR: Duration = Duration::from_secs(1);
+
+/// Where both refusals say to the millisecond when the next call will be taken, so much time between these moments is enough.
+const EXACT_FOR: Duration = Duration::from_millis(10);
+
+/// A pace that was lowered goes up by these shares in a second where refusals were seen to begin: after a long measurement, and
+/// after one of a few calls.
+const CREEP: f64 = 0.002;
+const CREEP_AFTER_FEW: f64 = 0.006;
+
+/// So often it is tried whether a limit that had fallen unsaid has been given back; each time in vain the next one is later.
+const TRY_EVERY: Duration = Duration::from_millis(4800);
+const TRY_LATER: f64 = 1.1;
+const TRY_LATEST: Duration = Duration::from_secs(30);
+/// What is tried is so many times the pace, for so long: more than what a bucket saves up meanwhile.
+const TRY_PACE: f64 = 4.0;
+const TRY_FOR: Duration = Duration::from_secs(1);
 
 /// A rate with a burst, in any unit.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,9 +67,9 @@ impl Gcra {
 
     /// Lets so many units go.
     pub fn take(&mut self, now: Duration, units: f64) {
-        let now = now.as_secs_f64();
-        // What was let go a little late had its turn when it was due: else every late wake would cost some of the rate.
-        let begin = if now - self.paid_at > LATE.as_secs_f64() { now } else { self.paid_at };
+        // What was let go late had its turn when it was due: else every late wake would cost some of the rate. But no more of that
+        // is made up for than two calls may come closer together.
+        let begin = self.paid_at.max(now.as_secs_f64() - LATE.as_secs_f64());
         self.paid_at = begin + units * self.per_unit;
     }
 
@@ -135,6 +151,18 @@ impl Dimension {
     }
 }
 
+/// A moment at which the provider's bucket was as good as empty, as a refusal showed. The calls between two of them measure its
+/// rate.
+#[derive(Debug, Clone, Copy)]
+struct Empty {
+    /// When exactly one call fitted in, or when the refusal was heard.
+    at: Duration,
+    /// The provider said when that is, to the millisecond.
+    exact: bool,
+    /// Calls let through since.
+    calls: f64,
+}
+
 /// The limits of one lane.
 #[derive(Debug, Clone)]
 pub struct Limiter {
@@ -146,10 +174,16 @@ pub struct Limiter {
     ceiling: Option<f64>,
     paced_at: Duration,
     paused_until: Duration,
-    /// Calls let through since the last refusal, and when that was: both moments find the provider's bucket empty, so the
-    /// calls between them measure its rate.
-    since_refusal: Option<(Duration, f64)>,
+    since_refusal: Option<Empty>,
     cut_at: Option<Duration>,
+    /// The pace before the present one is being tried, and since when it is.
+    trying: Option<(f64, Duration)>,
+    next_try: Duration,
+    tries_in_vain: i32,
+    /// How fast the pace goes up near the ceiling.
+    creep: f64,
+    /// When the last two calls were let through.
+    last: [Duration; 2],
     /// When the provider told of another limit last.
     changed_at: Option<Duration>,
 }
@@ -166,6 +200,11 @@ impl Limiter {
             paused_until: Duration::ZERO,
             since_refusal: None,
             cut_at: None,
+            trying: None,
+            next_try: Duration::ZERO,
+            tries_in_vain: 0,
+            creep: CREEP,
+            last: [Duration::ZERO; 2],
             changed_at: None,
         }
     }
@@ -191,9 +230,10 @@ impl Limiter {
         if let Some(gcra) = &mut self.tokens.gcra {
             gcra.take(now, tokens as f64);
         }
-        if let Some((_, calls)) = &mut self.since_refusal {
-            *calls += 1.0;
+        if let Some(empty) = &mut self.since_refusal {
+            empty.calls += 1.0;
         }
+        self.last = [self.last[1], now];
     }
 
     /// A call is over that was let go for `reserved` tokens; what it did not use comes back.
@@ -214,6 +254,8 @@ impl Limiter {
             self.pace = 1.0;
             self.ceiling = None;
             self.since_refusal = None;
+            self.trying = None;
+            self.tries_in_vain = 0;
             self.requests.apply(now, 1.0);
             self.tokens.apply(now, 1.0);
         }
@@ -233,7 +275,8 @@ impl Limiter {
     pub fn refused(&mut self, now: Duration, started: Duration, hints: &LimitHints) -> Option<u32> {
         let before = self.rate();
         self.hint(now, started, hints);
-        if let Some(delay) = hints.delay() {
+        let delay = hints.delay();
+        if let Some(delay) = delay {
             self.pause(now + delay);
         }
         if !self.is_known() {
@@ -251,23 +294,56 @@ impl Limiter {
         if self.cut_at.is_some_and(|cut| started <= cut) {
             return None;
         }
-        let measured = self.since_refusal.and_then(|(since, calls)| {
-            let time = now.saturating_sub(since);
-            (calls >= MEASURED_CALLS && time >= MEASURED_FOR).then(|| (calls - 1.0) * 60.0 / time.as_secs_f64())
-        });
-        let allowed = self.requests.allowed().filter(|_| hints.tokens.remaining != Some(0));
-        self.pace = match (measured, allowed) {
-            (Some(measured), Some(allowed)) => (0.98 * measured / allowed).min(self.pace * 0.98),
-            _ => self.pace * CUT,
-        }
-        .max(0.01);
-        self.ceiling = measured.map(|_| self.pace);
-        self.since_refusal = Some((now, 0.0));
+        // Whole seconds are rounded up.
+        let exact = delay.filter(|delay| delay.subsec_nanos() != 0);
+        let empty = Empty { at: now + exact.unwrap_or_default(), exact: exact.is_some(), calls: 0.0 };
+        let earlier = self.since_refusal.replace(empty);
         self.cut_at = Some(now);
         self.paced_at = now;
+        if let Some((pace, since)) = self.trying.take_if(|(_, since)| started >= *since) {
+            // What was tried is too much, so it goes on as before.
+            self.tries_in_vain += 1;
+            self.next_try = since + TRY_EVERY.mul_f64(TRY_LATER.powi(self.tries_in_vain)).min(TRY_LATEST);
+            // A little slower, because the bucket is empty now, and what was saved up in it hid whether it was too fast.
+            self.pace = pace * 0.98;
+            self.creep = CREEP;
+            self.apply(now);
+            return None;
+        }
+        self.trying = None;
+        self.next_try = now + TRY_EVERY;
+        let measured = earlier.and_then(|earlier| measured(earlier, empty));
+        let allowed = self.requests.allowed().filter(|_| hints.tokens.remaining != Some(0));
+        let pace = match (measured, allowed) {
+            (Some((rate, long)), Some(allowed)) => {
+                self.creep = if long { CREEP } else { CREEP_AFTER_FEW };
+                (rate * if long { 0.98 } else { 0.97 } / allowed).min(self.pace * 0.98)
+            }
+            (None, Some(allowed)) => match exact.and_then(|delay| self.bound(started, delay)) {
+                Some(bound) => (bound / allowed).min(self.pace * 0.98),
+                None => self.pace * CUT,
+            },
+            (_, None) => self.pace * CUT,
+        };
+        self.pace = pace.max(0.01);
+        self.ceiling = measured.map(|_| self.pace);
+        self.apply(now);
+        self.rate().map(|rate| rate as u32)
+    }
+
+    /// The most calls a minute that a provider can allow which took the call before the one that was started then, refused
+    /// this one, and will take one again after that delay.
+    fn bound(&self, started: Duration, delay: Duration) -> Option<f64> {
+        let [before, last] = self.last;
+        let apart = if last == started { last.saturating_sub(before) } else { Duration::ZERO };
+        let own = self.requests.gcra.as_ref().map(|gcra| Duration::from_secs_f64(gcra.per_unit.min(60.0)))?;
+        let between = if apart.is_zero() { own } else { apart.min(own * 2) };
+        Some(60.0 / (between + delay).as_secs_f64())
+    }
+
+    fn apply(&mut self, now: Duration) {
         self.requests.apply(now, self.pace);
         self.tokens.apply(now, self.pace);
-        self.rate().map(|rate| rate as u32)
     }
 
     /// Calls a minute that are let through at present, when there is a limit on them.
@@ -283,20 +359,43 @@ impl Limiter {
     }
 
     /// After a cut the pace goes up again: quickly below where refusals were measured to begin, slowly above, and ever faster while
-    /// nothing is refused.
+    /// nothing is refused. Now and then far more is tried for a moment, because nobody says when a limit is given back.
     fn recover(&mut self, now: Duration) {
         let passed = now.saturating_sub(self.paced_at);
-        if self.pace >= 1.0 || passed < Duration::from_millis(250) {
+        if self.pace >= 1.0 && self.trying.is_none() || passed < Duration::from_millis(250) {
             return;
         }
+        if let Some((_, since)) = self.trying {
+            if now < since + TRY_FOR {
+                return;
+            }
+            // It was taken: so it is the pace, and more may be.
+            self.trying = None;
+            self.ceiling = None;
+            self.tries_in_vain = 0;
+            self.next_try = now;
+        }
         let near = self.ceiling.is_some_and(|ceiling| self.pace >= ceiling);
-        let quiet = self.cut_at.map_or(Duration::ZERO, |at| now.saturating_sub(at)).as_secs_f64();
-        let per_second = if near { (0.002 * (quiet / 10.0).exp2()).min(0.08) } else { 0.08 };
-        self.pace = (self.pace * (1.0 + per_second * passed.as_secs_f64().min(1.0))).min(1.0);
+        if self.pace < 1.0 && now >= self.next_try && (near || self.ceiling.is_none()) {
+            self.trying = Some((self.pace, now));
+            self.pace = (self.pace * TRY_PACE).min(1.0);
+        } else {
+            let quiet = self.cut_at.map_or(Duration::ZERO, |at| now.saturating_sub(at)).as_secs_f64();
+            let per_second = if near { (self.creep * (quiet / 10.0).exp2()).min(0.08) } else { 0.08 };
+            self.pace = (self.pace * (1.0 + per_second * passed.as_secs_f64().min(1.0))).min(1.0);
+        }
         self.paced_at = now;
-        self.requests.apply(now, self.pace);
-        self.tokens.apply(now, self.pace);
+        self.apply(now);
     }
+}
+
+/// Calls a minute that a provider took between two moments at which its bucket was empty, when they are far enough apart to say; and
+/// whether there were many. The call that was refused was counted, too.
+fn measured(from: Empty, to: Empty) -> Option<(f64, bool)> {
+    let (time, calls) = (to.at.saturating_sub(from.at), from.calls - 1.0);
+    let long = from.calls >= MEASURED_CALLS && time >= MEASURED_FOR;
+    let exact = from.exact && to.exact && calls >= 1.0 && time >= EXACT_FOR;
+    (long || exact).then(|| (calls * 60.0 / time.as_secs_f64(), long))
 }
 
 #[cfg(test)]
@@ -341,6 +440,14 @@ mod tests {
             now = gcra.ready_at(1.0) + Duration::from_micros(700 * (went % 4));
         }
         assert!((985..=992).contains(&went), "{went} calls in ten seconds, 990 are allowed");
+        // Even ten times as late as is made up for.
+        let slow = (0..50).fold(gcra.clone(), |mut gcra, _| {
+            gcra.take(gcra.ready_at(1.0) + LATE * 10, 1.0);
+            gcra
+        });
+        let (from, to) = (gcra.ready_at(1.0), slow.ready_at(1.0));
+        let per_call = (to.saturating_sub(from)).as_secs_f64() / 50.0;
+        assert!((per_call - 0.0101 - 0.036).abs() < 0.001, "{per_call}");
         gcra.take(Duration::from_secs(20), 1.0);
         assert!(gcra.ready_at(1.0) > Duration::from_secs(20), "a pause is not made up for");
     }

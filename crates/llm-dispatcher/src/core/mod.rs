@@ -19,6 +19,7 @@ mod budget;
 mod engine;
 mod graph;
 mod hedge;
+mod ids;
 mod limits;
 mod money;
 mod queue;
@@ -34,6 +35,7 @@ pub use engine::{Engine, LaneView, Stats};
 pub use graph::{
     Graph, GraphError, Missing, NodeId, NodeSpec, NodeState, PhaseSpec, Provenance, Source, Yield, pipeline,
 };
+pub(crate) use ids::IdMap;
 pub use limits::{Gcra, Limiter};
 pub use money::{Money, Price};
 pub use queue::FairQueue;

@@ -5,9 +5,10 @@
 //! at the virtual time: it neither waits behind what others have piled up nor gets back what it did not use. The same rule,
 //! one level down, shares a client's turn between its priorities. Push and pop cost the logarithm of the number of clients.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use super::ids::IdMap;
 use super::task::{ClientId, Priority};
 
 /// One task of weight one, in virtual time.
@@ -22,7 +23,7 @@ const URGENT_RUN: u32 = 8;
 pub struct FairQueue<T> {
     /// What was served once and came back: it goes before all others, and is not counted again.
     returned: VecDeque<T>,
-    flows: HashMap<ClientId, Flow<T>>,
+    flows: IdMap<ClientId, Flow<T>>,
     /// Clients that have something here, by tag.
     order: BTreeSet<(u64, ClientId)>,
     /// Clients that have nothing here but whose tag still counts, because it lies ahead of the virtual time.
@@ -105,7 +106,7 @@ impl<T> Default for FairQueue<T> {
     fn default() -> Self {
         Self {
             returned: VecDeque::new(),
-            flows: HashMap::new(),
+            flows: IdMap::default(),
             order: BTreeSet::new(),
             resting: BTreeSet::new(),
             virtual_time: 0,

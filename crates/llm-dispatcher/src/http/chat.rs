@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 use super::Front;
 use super::error::Refusal;
 use super::inbound::{self, Conversation, Function, Text};
-use super::outcome::{self, Facts, Running, Writer};
+use super::outcome::{self, Facts, Running, Told, Writer};
 use crate::call::{CallAnswer, CallRequest, Delta, Finish, Part, Role, ToolCall, Usage};
+use crate::shell::{Client, Job};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ChatRequest {
@@ -89,28 +90,62 @@ pub(super) async fn completions(
     body: Result<Json<ChatRequest>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(body) = body?;
-    if body.n.is_some_and(|n| n != 1) {
-        return Err(Refusal::unsupported("n must be 1: ask again for another answer"));
+    let asked = Asked::of(&front, &headers, body)?;
+    if asked.streams {
+        let created = drover_service::now_us() / 1_000_000;
+        let writer = Chunks { id: fresh_id(), created, model: asked.model(), include_usage: asked.include_usage };
+        let simulated = asked.simulated();
+        return outcome::stream(Running::start(asked.client, asked.job), writer, simulated).await;
     }
-    if body.logprobs == Some(true) {
-        return Err(Refusal::unsupported("logprobs are not passed on"));
-    }
-    let chain = inbound::chain(&front, &body.model)?;
-    let streams = body.stream == Some(true);
-    let include_usage = body.stream_options.as_ref().is_some_and(|options| options.include_usage);
-    let client = front.clients.of(&headers, body.user.as_deref());
-    let max_tokens = inbound::max_tokens(&chain, body.max_completion_tokens.or(body.max_tokens))?;
-    let request = CallRequest { max_tokens, stream: streams, ..request(body)? };
-    let simulated = chain.first().is_some_and(|lane| lane.simulated());
-    let model = chain.first().map_or_else(String::new, |lane| lane.model.clone());
-    let job = inbound::job(request, chain, &headers);
-    if streams {
-        let writer = Chunks { id: fresh_id(), created: drover_service::now_us() / 1_000_000, model, include_usage };
-        return outcome::stream(Running::start(client, job), writer, simulated).await;
-    }
-    let (answer, facts) = outcome::answered(client.run(job).await)?;
+    let (answer, facts) = outcome::answered(asked.client.run(asked.job).await)?;
     let simulated = facts.simulated();
     Ok(outcome::marked(Json(completion(&answer, &facts)).into_response(), simulated))
+}
+
+/// What somebody asks for, once it is clear that it can be had.
+pub(super) struct Asked {
+    pub(super) client: Arc<Client>,
+    pub(super) job: Job,
+    streams: bool,
+    include_usage: bool,
+}
+
+impl Asked {
+    pub(super) fn of(front: &Front, headers: &HeaderMap, body: ChatRequest) -> Result<Self, Refusal> {
+        if body.n.is_some_and(|n| n != 1) {
+            return Err(Refusal::unsupported("n must be 1: ask again for another answer"));
+        }
+        if body.logprobs == Some(true) {
+            return Err(Refusal::unsupported("logprobs are not passed on"));
+        }
+        let chain = inbound::chain(front, &body.model)?;
+        let streams = body.streams();
+        let include_usage = body.stream_options.as_ref().is_some_and(|options| options.include_usage);
+        let client = front.clients.of(headers, body.user.as_deref());
+        let max_tokens = inbound::max_tokens(&chain, body.max_completion_tokens.or(body.max_tokens))?;
+        let request = CallRequest { max_tokens, stream: streams, ..request(body)? };
+        Ok(Self { client, job: inbound::job(request, chain, headers), streams, include_usage })
+    }
+
+    fn simulated(&self) -> bool {
+        self.job.chain.first().is_some_and(|lane| lane.simulated())
+    }
+
+    fn model(&self) -> String {
+        self.job.chain.first().map_or_else(String::new, |lane| lane.model.clone())
+    }
+}
+
+impl ChatRequest {
+    /// The answer is wanted piece by piece.
+    pub(super) fn streams(&self) -> bool {
+        self.stream == Some(true)
+    }
+}
+
+/// Writes the answer to a request that is not streamed, as JSON.
+pub(super) fn write(answer: &CallAnswer, facts: &Facts, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    serde_json::to_writer(out, &completion(answer, facts))
 }
 
 fn fresh_id() -> String {
@@ -182,11 +217,11 @@ struct Completion<'a> {
     id: Cow<'a, str>,
     object: &'static str,
     created: u64,
-    model: String,
+    model: &'a str,
     choices: [Choice<'a>; 1],
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<UsageBody>,
-    drover: Value,
+    drover: Told<'a>,
 }
 
 #[derive(Debug, Serialize)]
@@ -251,7 +286,7 @@ impl From<&Usage> for UsageBody {
     }
 }
 
-fn completion<'a>(answer: &'a CallAnswer, facts: &Facts) -> Completion<'a> {
+fn completion<'a>(answer: &'a CallAnswer, facts: &'a Facts) -> Completion<'a> {
     let tool_calls: Vec<MadeCall<'_>> = answer
         .tool_calls
         .iter()
@@ -270,7 +305,7 @@ fn completion<'a>(answer: &'a CallAnswer, facts: &Facts) -> Completion<'a> {
         model: facts.model(answer),
         choices: [Choice { index: 0, message, logprobs: None, finish_reason: finish(&answer.finish) }],
         usage: answer.usage.as_ref().map(UsageBody::from),
-        drover: facts.json(),
+        drover: facts.told(),
     }
 }
 
@@ -328,7 +363,7 @@ impl Writer for Chunks {
         {
             let mut last = self.chunk(&json!([]));
             last["usage"] = json!(UsageBody::from(usage));
-            last["drover"] = facts.json();
+            last["drover"] = json!(facts.told());
             write_event(&last, out);
         }
         out.push_str("data: [DONE]\n\n");

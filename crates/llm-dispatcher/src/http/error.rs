@@ -11,7 +11,7 @@ use crate::core::{Reason, Refusal as Refused, Status};
 use crate::shell::Done;
 
 /// Official clients look at it before they try again by themselves. Whatever was worth trying again has been here.
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+pub(super) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// Why a request is not answered.
 #[derive(Debug, Clone)]
@@ -58,6 +58,11 @@ impl Refusal {
         Self { status, code, message: done.error.clone(), later }
     }
 
+    /// What [`SHOULD_RETRY`] says.
+    pub(super) fn should_retry(&self) -> &'static str {
+        if self.later { "true" } else { "false" }
+    }
+
     /// The body alone, for the middle of a stream.
     pub(super) fn body(&self) -> Value {
         let kind = match self.status.as_u16() {
@@ -99,7 +104,7 @@ impl From<JsonRejection> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let retry = HeaderValue::from_static(if self.later { "true" } else { "false" });
+        let retry = HeaderValue::from_static(self.should_retry());
         (self.status, [(SHOULD_RETRY, retry)], Json(self.body())).into_response()
     }
 }

@@ -39,8 +39,7 @@ impl Access {
     fn check_place(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
         let host =
             headers.get(header::HOST).and_then(|value| value.to_str().ok()).or_else(|| Some(uri.authority()?.as_str()));
-        let name = host.map(name_of).unwrap_or_default();
-        if !is_local(&name) && !self.hosts.contains(&name) {
+        if !self.is_place(host.unwrap_or_default()) {
             return Err(Refusal::new(
                 StatusCode::FORBIDDEN,
                 "forbidden_host",
@@ -60,10 +59,21 @@ impl Access {
         Ok(())
     }
 
+    /// The front may be called by this name.
+    pub(super) fn is_place(&self, host: &str) -> bool {
+        let name = name_of(host);
+        is_local(&name) || self.hosts.contains(&name)
+    }
+
+    /// What stands in `authorization` is the token.
+    pub(super) fn is_token(&self, authorization: &str) -> bool {
+        let given = authorization.strip_prefix("Bearer ").or_else(|| authorization.strip_prefix("bearer "));
+        given.is_some_and(|given| self.token.is(given.trim()))
+    }
+
     fn knows_token(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")));
-        if given.is_some_and(|given| self.token.is(given.trim())) {
+        if given.is_some_and(|given| self.is_token(given)) {
             return Ok(());
         }
         Err(Refusal::new(

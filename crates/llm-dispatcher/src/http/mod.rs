@@ -1,6 +1,7 @@
 //! The HTTP front: the pool for programs that speak `OpenAI`'s interface, and the routes of the older daemon.
 //!
 //! ```text
+//! express: the commonest request on a short way; all others:
 //! guard: Host, Origin, bearer token, size of the body
 //!   chat        POST /v1/chat/completions      responses   POST /v1/responses      GET /v1/models
 //!   daemon      POST /parallel   GET /status   GET /health     research    POST /research
@@ -13,6 +14,7 @@ mod chat;
 mod clients;
 mod daemon;
 mod error;
+mod express;
 mod guard;
 mod inbound;
 mod outcome;
@@ -26,6 +28,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 
+pub(crate) use express::Express;
 pub(crate) use guard::{Access, load_or_make_token};
 
 use crate::errands::Errands;
@@ -63,10 +66,14 @@ fn front(pool: &Pool, errands: Errands) -> Arc<Front> {
     Arc::new(Front { clients: Clients::new(pool), pool: pool.clone(), errands, started })
 }
 
-/// The routes, behind their guard.
-pub(crate) fn router(pool: &Pool, errands: Errands, access: Access) -> Router {
+/// The short way, and the routes behind their guard.
+pub(crate) fn doors(pool: &Pool, errands: Errands, access: Access) -> (Arc<Express>, Router) {
     let front = front(pool, errands);
     let access = Arc::new(access);
+    (Express::new(Arc::clone(&front), Arc::clone(&access)), router(front, access))
+}
+
+fn router(front: Arc<Front>, access: Arc<Access>) -> Router {
     let open = Router::new()
         .route("/health", get(daemon::health))
         .route_layer(axum::middleware::from_fn_with_state(Arc::clone(&access), guard::from_here));
@@ -80,6 +87,8 @@ pub(crate) fn router(pool: &Pool, errands: Errands, access: Access) -> Router {
         .with_state(front)
 }
 
+#[cfg(test)]
+mod express_tests;
 #[cfg(test)]
 mod more_tests;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, Stream, StreamExt as _};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -22,7 +23,7 @@ use crate::shell::{Client, Done, Job, Lane};
 /// Pieces of an answer that may wait for a reader.
 const PIECES: usize = 64;
 
-const SIMULATED: HeaderName = HeaderName::from_static("x-drover-simulated");
+pub(super) const SIMULATED: HeaderName = HeaderName::from_static("x-drover-simulated");
 
 /// Configured models.
 pub(super) async fn models(State(front): State<Arc<Front>>) -> Json<Value> {
@@ -70,9 +71,9 @@ impl Facts {
     }
 
     /// The model that answered: as the provider says, else as it was asked for.
-    pub(super) fn model(&self, answer: &CallAnswer) -> String {
-        let asked = || self.lane.as_ref().map_or_else(String::new, |lane| lane.model.clone());
-        answer.model.clone().unwrap_or_else(asked)
+    pub(super) fn model<'a>(&'a self, answer: &'a CallAnswer) -> &'a str {
+        let asked = || self.lane.as_ref().map_or("", |lane| lane.model.as_str());
+        answer.model.as_deref().unwrap_or_else(asked)
     }
 
     /// Seconds of Unix time.
@@ -81,11 +82,25 @@ impl Facts {
     }
 
     /// A field of our own, which clients of the interface ignore.
-    pub(super) fn json(&self) -> Value {
-        let provider = self.lane.as_ref().map_or("", |lane| lane.name.as_str());
-        json!({"provider": provider, "attempts": self.attempts, "cost_usd": self.cost_usd, "simulated": self.simulated(),
-            "cached": self.cached})
+    pub(super) fn told(&self) -> Told<'_> {
+        Told {
+            provider: self.lane.as_ref().map_or("", |lane| lane.name.as_str()),
+            attempts: self.attempts,
+            cost_usd: self.cost_usd,
+            simulated: self.simulated(),
+            cached: self.cached,
+        }
     }
+}
+
+/// What we say about an answer ourselves.
+#[derive(Debug, Serialize)]
+pub(super) struct Told<'a> {
+    provider: &'a str,
+    attempts: u32,
+    cost_usd: f64,
+    simulated: bool,
+    cached: bool,
 }
 
 /// Marks what was made up.

@@ -216,7 +216,7 @@ impl Head {
         body["status"] = json!(if reason.is_some() { "incomplete" } else { "completed" });
         body["incomplete_details"] = reason.map_or(Value::Null, |reason| json!({"reason": reason}));
         body["model"] = json!(facts.model(answer));
-        body["drover"] = facts.json();
+        body["drover"] = json!(facts.told());
         if let Some(usage) = &answer.usage {
             body["usage"] = json!({
                 "input_tokens": usage.input_tokens,

@@ -18,12 +18,13 @@ use crate::metrics::Metrics;
 use crate::provider::{self, Endpoint, HttpClient, HttpSettings, KeySource, Secret};
 use crate::shell::{Driver, Lanes, NewLane, Start};
 
-const TOKEN: &str = "a-token-of-the-tests";
+pub(super) const TOKEN: &str = "a-token-of-the-tests";
 
 pub(super) struct World {
     pub(super) mock: MockLlm,
     router: Router,
-    ctx: Context,
+    pub(super) express: Arc<Express>,
+    pub(super) ctx: Context,
     pub(super) ledger: Ledger,
     pub(super) pool: Pool,
     _dir: tempfile::TempDir,
@@ -90,8 +91,8 @@ pub(super) async fn world_with(mock: MockLlm, setup: &Setup, dir: tempfile::Temp
         None => pool,
     };
     let errands = Errands::new(&setup.scaling, None, |_, _| None).unwrap();
-    let router = router(&pool, errands, Access::new(Secret::new(TOKEN).unwrap()));
-    World { mock, router, ctx, ledger, pool, _dir: dir }
+    let (express, router) = doors(&pool, errands, Access::new(Secret::new(TOKEN).unwrap()));
+    World { mock, router, express, ctx, ledger, pool, _dir: dir }
 }
 
 pub(super) fn request(method: &str, path: &str, body: Option<&Value>) -> Request<Body> {

@@ -42,6 +42,11 @@ impl Zone {
         }
     }
 
+    /// The one that counts unless another is named.
+    pub fn utc() -> Self {
+        Self(TimeZone::UTC)
+    }
+
     /// The day of a moment, given in microseconds of Unix time.
     pub fn day(&self, at_us: u64) -> Day {
         let at = Timestamp::from_microsecond(i64::try_from(at_us).unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX);

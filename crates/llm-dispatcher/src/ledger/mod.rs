@@ -14,6 +14,7 @@
 //! One thread owns the file. Whoever asks it waits in a bounded queue, and what waits together is committed together.
 
 mod day;
+mod outside;
 mod runs;
 mod schema;
 mod spend;
@@ -31,6 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::core::Money;
 
 pub use day::{Day, Zone, ZoneError};
+pub use outside::Outside;
 pub use runs::{Answered, Run, RunKey};
 pub use spend::{Charge, SpentDay, SpentOn};
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use drover_proto::router::router_service_client::RouterServiceClient;
 use drover_proto::router::{ListMembersRequest, Member as Told};
-use drover_service::{Context, MAX_MESSAGE_BYTES};
+use drover_service::{Context, MAX_MESSAGE_BYTES, Token};
 use tokio::time::{Instant, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::roster::{Life, Member};
 use super::{CAPABILITY, FETCH, Nodes};
@@ -21,7 +21,12 @@ const HOLDS: Duration = Duration::from_secs(30);
 
 /// Keeps the roster informed until the daemon ends.
 pub(super) async fn follow(nodes: Nodes, ctx: Context) {
-    let mut router = RouterServiceClient::new(ctx.channel("router")).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let token = ctx.token().unwrap_or_else(|error| {
+        warn!(%error, "the router will not say who the nodes are");
+        Token::default()
+    });
+    let mut router = RouterServiceClient::with_interceptor(ctx.channel("router"), token)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let mut heard = Instant::now();
     loop {
         tokio::select! {

@@ -59,7 +59,7 @@ pub(crate) struct Post {
 impl Post {
     /// Adds the pool to what nodes reach. `None` when no node is to ask it.
     pub(crate) fn open(config: &Config, ctx: &Context, routes: Router, server: Server) -> (Server, Option<Self>) {
-        if !config.worker.codex_asks_pool() {
+        if !config.worker.nodes_ask_pool() {
             return (server, None);
         }
         let desk = Desk::new(ctx, routes);

@@ -1,7 +1,6 @@
 //! The messages of Anthropic.
 
 use async_trait::async_trait;
-use http::Uri;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -10,7 +9,7 @@ use super::failure;
 use super::openai::unsupported;
 use super::sse::SseEvent;
 use super::stream::{self, Assembly, Format};
-use super::transport::{Reply, Transport};
+use super::transport::{Reply, Target, Transport};
 use crate::call::{
     CallAnswer, CallError, CallRequest, Finish, Part, Provider, Role, Sink, ToolCall, ToolChoice, Usage,
 };
@@ -24,7 +23,7 @@ const WITHOUT_SAMPLING: &str = "2026-10-21";
 #[derive(Debug)]
 pub(super) struct Anthropic {
     transport: Transport,
-    path: String,
+    target: Result<Target, CallError>,
     sampling: bool,
 }
 
@@ -33,9 +32,9 @@ impl Anthropic {
         let version = endpoint.api_version.as_deref().unwrap_or(DEFAULT_VERSION);
         transport.add_header("anthropic-version", version)?;
         let base = transport.base();
-        let path = format!("{}/v1/messages", base.strip_suffix("/v1").unwrap_or(base));
+        let target = transport.target(&format!("{}/v1/messages", base.strip_suffix("/v1").unwrap_or(base)));
         // Versions are dates, which sort as text.
-        Ok(Self { path, transport, sampling: version < WITHOUT_SAMPLING })
+        Ok(Self { target, transport, sampling: version < WITHOUT_SAMPLING })
     }
 
     /// An object can be had for certain, as the arguments of a tool that must be called; other shapes are asked for in words.
@@ -109,8 +108,8 @@ impl Provider for Anthropic {
             return Err(unsupported("this provider has no web search of its own: use search, or gemini"));
         }
         let forced = Self::forces_shape(request);
-        let path: Uri = Transport::path(&self.path)?;
-        let mut begun = match self.transport.post(path, self.body(model, request)?, sink).await? {
+        let target = self.target.as_ref().map_err(Clone::clone)?;
+        let mut begun = match self.transport.post(target, &self.body(model, request)?, sink).await? {
             Reply::Begun(begun) => begun,
             Reply::Blocked(reason, hints) => {
                 return Ok(CallAnswer { hints, ..CallAnswer::of("", Finish::Blocked(reason)) });

@@ -29,7 +29,7 @@ pub(super) fn of_http(error: &HttpError) -> CallError {
         HttpError::Connect { .. } | HttpError::ConnectTimeout { .. } | HttpError::Tls(_) | HttpError::Proxy(_) => {
             (FailureKind::Connect, false)
         }
-        HttpError::Broken(_) | HttpError::Ended => (FailureKind::Broken, true),
+        HttpError::Broken(_) => (FailureKind::Broken, true),
         HttpError::TooLarge(_) => (FailureKind::Malformed, true),
     };
     CallError { maybe_billed, ..CallError::new(kind, clean(&message)) }

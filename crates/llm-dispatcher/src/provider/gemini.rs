@@ -52,8 +52,8 @@ impl Provider for Gemini {
             return Err(unsupported("the name of the model has characters that no model of gemini has"));
         }
         let method = if request.stream { "streamGenerateContent?alt=sse" } else { "generateContent" };
-        let path = Transport::path(&format!("{}{model}:{method}", self.models))?;
-        let mut begun = match self.transport.post(path, body(request)?, sink).await? {
+        let target = self.transport.target(&format!("{}{model}:{method}", self.models))?;
+        let mut begun = match self.transport.post(&target, &body(request)?, sink).await? {
             Reply::Begun(begun) => begun,
             Reply::Blocked(reason, hints) => {
                 return Ok(CallAnswer { hints, ..CallAnswer::of("", Finish::Blocked(reason)) });

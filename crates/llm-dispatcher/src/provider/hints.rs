@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
 use jiff::Timestamp;
 
+use super::wire::Fields;
 use crate::call::{LimitHints, Quota};
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -19,12 +19,23 @@ pub(super) enum Counting {
     RequestsDailyTokensByMinute,
 }
 
-/// Reads the headers of an answer. `now` is for providers that name a time instead of a duration.
-pub(super) fn from_headers(headers: &HeaderMap, counting: Counting, now: Timestamp) -> LimitHints {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    let mut hints = LimitHints { retry_after: retry_after(headers, now), ..LimitHints::default() };
-    // Most answers say nothing at all, and headers are looked up by name.
-    if !headers.keys().any(|name| name.as_str().contains("ratelimit")) {
+/// Reads the head of an answer. `now` is for providers that name a time instead of a duration.
+pub(super) fn from_fields(fields: &Fields, counting: Counting, now: impl Fn() -> Timestamp) -> LimitHints {
+    // Most answers say nothing at all.
+    let mut says = (false, false);
+    for (name, _) in fields.iter() {
+        let has = |word: &[u8]| name.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
+        says.0 |= has(b"retry-after");
+        says.1 |= has(b"ratelimit");
+    }
+    let mut hints = LimitHints::default();
+    if says == (false, false) {
+        return hints;
+    }
+    let now = now();
+    let text = |name: &str| fields.get(name);
+    hints.retry_after = retry_after(fields, now);
+    if !says.1 {
         return hints;
     }
     let number = |name: &str| text(name).and_then(|value| value.parse::<f64>().ok()).map(|value| value.max(0.0) as u64);
@@ -46,7 +57,7 @@ pub(super) fn from_headers(headers: &HeaderMap, counting: Counting, now: Timesta
         reset_after: text(&format!("anthropic-ratelimit-{dimension}-reset")).and_then(|value| until(value, now)),
         window: Some(MINUTE),
     };
-    if headers.contains_key("anthropic-ratelimit-requests-limit") {
+    if text("anthropic-ratelimit-requests-limit").is_some() {
         hints.requests = anthropic("requests");
     }
     // The whole, or the one of its parts that is nearest to its end.
@@ -58,8 +69,8 @@ pub(super) fn from_headers(headers: &HeaderMap, counting: Counting, now: Timesta
 }
 
 /// `retry-after-ms`, or else `retry-after` in seconds or as a date.
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+fn retry_after(fields: &Fields, now: Timestamp) -> Option<Duration> {
+    let text = |name: &str| fields.get(name);
     let milliseconds =
         text("retry-after-ms").and_then(|value| value.parse::<f64>().ok()).and_then(|ms| seconds(ms / 1e3));
     milliseconds.or_else(|| {
@@ -120,16 +131,10 @@ pub(super) fn from_message(message: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderName, HeaderValue};
-
     use super::*;
 
     fn hints(headers: &[(&'static str, &str)], counting: Counting) -> LimitHints {
-        let map = headers
-            .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
-            .collect();
-        from_headers(&map, counting, "2026-11-21T12:00:00Z".parse().unwrap())
+        from_fields(&Fields::from_pairs(headers), counting, || "2026-11-21T12:00:00Z".parse().unwrap())
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! ```text
 //! gemini  openai (groq, compatible)  anthropic      bodies and answers of each family
 //!       transport  failure  stream  hints           a request, an error, a stream of events, what was said of limits
-//!       http  proxy  sse                            connections, bytes
+//!       http  wire  proxy  sse                      connections, bytes
 //! sim                                               no network at all
 //! ```
 #![expect(
@@ -29,6 +29,7 @@ mod sse;
 mod stream;
 mod structured;
 mod transport;
+mod wire;
 
 #[cfg(test)]
 mod tests;

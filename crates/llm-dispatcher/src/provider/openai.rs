@@ -1,7 +1,6 @@
 //! The chat completions of `OpenAI`, spoken by Groq and by every compatible server as well.
 
 use async_trait::async_trait;
-use http::Uri;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -9,7 +8,7 @@ use super::endpoint::{Endpoint, MaxTokensField, ProviderKind};
 use super::failure;
 use super::sse::SseEvent;
 use super::stream::{self, Assembly, Format};
-use super::transport::{Reply, Transport};
+use super::transport::{Reply, Target, Transport};
 use crate::call::{
     CallAnswer, CallError, CallRequest, FailureKind, Finish, Part, Provider, Role, Sink, ToolCall, ToolChoice, Usage,
 };
@@ -18,7 +17,7 @@ use crate::call::{
 #[derive(Debug)]
 pub(super) struct OpenAi {
     transport: Transport,
-    path: Result<Uri, CallError>,
+    target: Result<Target, CallError>,
     max_tokens_field: MaxTokensField,
 }
 
@@ -30,12 +29,12 @@ impl OpenAi {
             ProviderKind::Groq if !base.ends_with("/v1") => format!("{base}/openai/v1/chat/completions"),
             _ => format!("{base}/chat/completions"),
         };
-        let path = Transport::path(&path);
+        let target = transport.target(&path);
         let habit = match endpoint.kind {
             ProviderKind::Compatible => MaxTokensField::MaxTokens,
             _ => MaxTokensField::MaxCompletionTokens,
         };
-        Self { transport, path, max_tokens_field: endpoint.max_tokens_field.unwrap_or(habit) }
+        Self { transport, target, max_tokens_field: endpoint.max_tokens_field.unwrap_or(habit) }
     }
 
     fn body(&self, model: &str, request: &CallRequest) -> Result<Vec<u8>, CallError> {
@@ -93,8 +92,8 @@ impl Provider for OpenAi {
         if request.grounded {
             return Err(unsupported("this provider has no web search of its own: use search, or gemini"));
         }
-        let path = self.path.clone()?;
-        let mut begun = match self.transport.post(path, self.body(model, request)?, sink).await? {
+        let target = self.target.as_ref().map_err(Clone::clone)?;
+        let mut begun = match self.transport.post(target, &self.body(model, request)?, sink).await? {
             Reply::Begun(begun) => begun,
             Reply::Blocked(reason, hints) => {
                 return Ok(CallAnswer { hints, ..CallAnswer::of("", Finish::Blocked(reason)) });

@@ -14,7 +14,7 @@ const MAX_HEAD: usize = 8 << 10;
 
 /// Why a proxy is no use.
 #[derive(Debug, Error)]
-pub enum ProxyError {
+pub(super) enum ProxyError {
     /// The variable does not name a proxy that can be used.
     #[error("HTTPS_PROXY must be http://host:port without a user name, or empty")]
     Unusable,

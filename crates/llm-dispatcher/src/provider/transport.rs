@@ -1,18 +1,18 @@
 //! A request to a provider and the head of its answer, whichever the family.
 
 use std::fmt;
+use std::io::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use jiff::Timestamp;
 
 use super::endpoint::{Endpoint, EndpointError, ProviderKind};
 use super::failure;
 use super::hints::{self, Counting};
-use super::http::{Answer, HttpClient, Origin};
+use super::http::{Answer, Destination, HttpClient};
 use super::keys::Secret;
 use crate::call::{CallError, FailureKind, LimitHints, Sink};
 
@@ -25,8 +25,7 @@ pub(super) struct Transport {
     pub(super) kind: ProviderKind,
     pub(super) secret: Option<Secret>,
     pub(super) max_answer_bytes: usize,
-    http: HttpClient,
-    origin: Arc<Origin>,
+    to: Destination,
     /// Path of the base address, without a slash at its end.
     base: String,
     headers: HeaderMap,
@@ -38,9 +37,19 @@ impl fmt::Debug for Transport {
         f.debug_struct("Transport")
             .field("name", &self.name)
             .field("kind", &self.kind)
-            .field("origin", &self.origin)
+            .field("to", &self.to)
             .field("base", &self.base)
             .finish_non_exhaustive()
+    }
+}
+
+/// The beginning of every request to one path, up to the number of bytes of its body. There is a key in it.
+#[derive(Clone)]
+pub(super) struct Target(Arc<[u8]>);
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Target")
     }
 }
 
@@ -94,8 +103,7 @@ impl Transport {
             kind: endpoint.kind,
             secret,
             max_answer_bytes: endpoint.max_answer_bytes,
-            http: http.clone(),
-            origin: Arc::new(origin),
+            to: http.to(origin),
             base,
             headers,
             counting,
@@ -114,22 +122,35 @@ impl Transport {
         &self.base
     }
 
-    /// Makes a path that requests go to; where it is always the same, it is made once.
-    pub(super) fn path(path: &str) -> Result<Uri, CallError> {
-        path.parse().map_err(|_| {
+    /// What requests to this path begin with; where it is always the same, it is made once.
+    pub(super) fn target(&self, path: &str) -> Result<Target, CallError> {
+        let uri: Result<Uri, _> = path.parse();
+        if uri.is_err() || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
             let message = "the name of the model has characters that no model has";
-            CallError { maybe_billed: false, ..CallError::new(FailureKind::BadRequest, message) }
-        })
+            return Err(CallError { maybe_billed: false, ..CallError::new(FailureKind::BadRequest, message) });
+        }
+        let mut head = format!("POST {path} HTTP/1.1\r\n").into_bytes();
+        for (name, value) in &self.headers {
+            head.extend_from_slice(name.as_str().as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(value.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"content-length: ");
+        Ok(Target(head.into()))
     }
 
     /// Sends a body and waits for the head of the answer.
-    pub(super) async fn post(&self, path: Uri, body: Vec<u8>, sink: &mut dyn Sink) -> Result<Reply, CallError> {
-        let mut request = Request::new(Full::new(Bytes::from(body)));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = path;
-        request.headers_mut().clone_from(&self.headers);
-        let mut answer = self.http.send(&self.origin, request).await.map_err(|error| failure::of_http(&error))?;
-        let hints = hints::from_headers(&answer.headers, self.counting, Timestamp::now());
+    pub(super) async fn post(&self, target: &Target, body: &[u8], sink: &mut dyn Sink) -> Result<Reply, CallError> {
+        let Target(head) = target;
+        let mut request = Vec::with_capacity(head.len() + body.len() + 24);
+        request.extend_from_slice(head);
+        // Writing into memory does not fail.
+        let _ = write!(request, "{}\r\n\r\n", body.len());
+        request.extend_from_slice(body);
+        let mut answer = self.to.send(&request).await.map_err(|error| failure::of_http(&error))?;
+        drop(request);
+        let hints = hints::from_fields(&answer.fields, self.counting, Timestamp::now);
         sink.head(&hints);
         if answer.status.is_success() {
             return Ok(Reply::Begun(Begun { answer, hints }));

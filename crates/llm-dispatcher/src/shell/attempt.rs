@@ -11,8 +11,8 @@ use crate::core::AttemptId;
 use crate::shell::client::{End, Message};
 use crate::shell::{Lane, Work, spans};
 
-/// Makes the call and tells how it ended. It is broken off when `keep` is dropped: the future of the call goes, and with it
-/// the connection.
+/// Makes the call and says how it ended. It is broken off when `keep` is dropped: the future of the call goes, and with it the
+/// connection.
 pub(super) async fn make(
     attempt: AttemptId,
     work: Work,
@@ -20,8 +20,8 @@ pub(super) async fn make(
     stream: Option<mpsc::Sender<Delta>>,
     keep: oneshot::Receiver<()>,
     tell: mpsc::Sender<Message>,
-) {
-    let mut sink = Progress { attempt, tell: tell.clone(), stream, begun: false };
+) -> (AttemptId, End) {
+    let mut sink = Progress { attempt, tell, stream, begun: false };
     let called = async {
         match (&work, &lane.provider) {
             (Work::Call(request), Some(provider)) => provider.call(&lane.model, request, &mut sink).await,
@@ -33,14 +33,14 @@ pub(super) async fn make(
     };
     let span = spans::of(&work, &lane);
     let end = tokio::select! {
+        biased;
         result = called.instrument(span.clone()) => {
             spans::ended(&span, &result);
             End::Called(Box::new(result))
         }
         _ = keep => End::Aborted,
     };
-    // Only a driver that is gone does not take it, and then nobody waits.
-    let _ = tell.send(Message::Finished { attempt, end }).await;
+    (attempt, end)
 }
 
 /// Tells the driver how far a call is, and passes pieces of the answer on.

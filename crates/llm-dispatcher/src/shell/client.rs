@@ -20,7 +20,6 @@ const NOTES: usize = 64;
 /// What the driver is told.
 pub(super) enum Message {
     Submit { task: TaskId, client: ClientId, weight: u32, job: Box<Job>, reply: Reply },
-    Finished { attempt: AttemptId, end: End },
     FirstByte { attempt: AttemptId },
     Headers { attempt: AttemptId, hints: LimitHints },
     Lease { id: LeaseId, granted: Result<(), Refused> },

@@ -1,18 +1,24 @@
 //! The task that owns the core.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use drover_service::{Context, now_us};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::call::{CallAnswer, CallError, Delta, FailureKind, Finish, Usage};
 use crate::core::{
-    AttemptId, BreakerState, Charge, ClientId, Effect, Engine, Input, LaneId, LeaseId, Money, Outcome, Refusal,
+    AttemptId, BreakerState, Charge, ClientId, Effect, Engine, IdMap, Input, LaneId, LeaseId, Money, Outcome, Refusal,
     Settings, StartKind, Status, TaskId, TaskSpec, Verdict,
 };
 use crate::ledger::{self, Day, Granted, Ledger, Zone};
@@ -23,6 +29,9 @@ use crate::shell::{Done, Job, Lane, LaneSnapshot, Lanes, Note, Pool, Snapshot, W
 
 /// Messages that are looked at together.
 const TOGETHER: usize = 128;
+/// Calls that ended that are looked at together: few, so that the first of a thousand answers which come at once is followed by
+/// its next call before the last is read.
+const ENDED_TOGETHER: usize = 8;
 /// Notes that are kept for whoever looks later.
 const NOTES: usize = 50;
 /// How long calls that were broken off at the end may take to be gone.
@@ -61,10 +70,12 @@ pub(crate) struct Driver {
     charges: Charges,
     metrics: Metrics,
     ctx: Context,
-    tasks: HashMap<TaskId, Box<Open>>,
-    attempts: HashMap<AttemptId, Call>,
+    tasks: IdMap<TaskId, Box<Open>>,
+    attempts: IdMap<AttemptId, Call>,
+    /// What they do. Not tasks of their own: so whoever ends is followed by the next at once, without a queue in between.
+    running: FuturesUnordered<BoxFuture<'static, (AttemptId, End)>>,
     /// Calls under way, by client.
-    under_way: HashMap<ClientId, u32>,
+    under_way: IdMap<ClientId, u32>,
     /// The call whose end the core is being told, and what it counted.
     ended: Option<(AttemptId, Option<Usage>)>,
     notes: VecDeque<Note>,
@@ -139,9 +150,10 @@ impl Driver {
             zone: start.zone,
             metrics: start.metrics,
             ctx: ctx.clone(),
-            tasks: HashMap::new(),
-            attempts: HashMap::new(),
-            under_way: HashMap::new(),
+            tasks: IdMap::default(),
+            attempts: IdMap::default(),
+            running: FuturesUnordered::new(),
+            under_way: IdMap::default(),
             ended: None,
             notes: VecDeque::new(),
             calls: 0,
@@ -157,6 +169,7 @@ impl Driver {
         let mut stopping = pin!(shutdown.cancelled());
         let mut alarm = pin!(tokio::time::sleep(FAR));
         let mut batch = Vec::with_capacity(TOGETHER);
+        let mut ended = Vec::with_capacity(ENDED_TOGETHER);
         self.perform().await;
         loop {
             let wake = self.next_wake();
@@ -172,7 +185,15 @@ impl Driver {
                         self.take(message);
                     }
                 }
-                () = &mut alarm => self.tell(Input::Tick),
+                () = poll_fn(|cx| poll_ended(&mut self.running, cx, &mut ended)) => self.all_ended(&mut ended),
+                () = &mut alarm => {
+                    // What has arrived by now is heard before anything is called slow.
+                    tokio::task::yield_now().await;
+                    while poll_fn(|cx| Poll::Ready(poll_ended(&mut self.running, cx, &mut ended))).await.is_ready() {
+                        self.all_ended(&mut ended);
+                    }
+                    self.tell(Input::Tick);
+                }
             }
             self.perform().await;
             let now = Instant::now();
@@ -202,13 +223,13 @@ impl Driver {
         }
         let deadline = Instant::now() + LAST_CALLS;
         while !self.attempts.is_empty() {
-            match tokio::time::timeout_at(deadline, self.queues.messages.recv()).await {
-                Ok(Some(message)) => {
-                    self.take(message);
-                    self.perform().await;
-                }
-                _ => break,
-            }
+            let ended = tokio::select! {
+                ended = self.running.next() => ended,
+                () = tokio::time::sleep_until(deadline) => None,
+            };
+            let Some((attempt, end)) = ended else { break };
+            self.finished(attempt, end);
+            self.perform().await;
         }
         self.write_charges().await;
         if self.attempts.is_empty()
@@ -237,7 +258,6 @@ impl Driver {
     fn take(&mut self, message: Message) {
         match message {
             Message::Submit { task, client, weight, job, reply } => self.submit(task, client, weight, *job, reply),
-            Message::Finished { attempt, end } => self.finished(attempt, end),
             Message::FirstByte { attempt } => self.tell(Input::FirstByte { attempt }),
             Message::Headers { attempt, hints } => self.tell(Input::Headers { attempt, hints }),
             Message::Lease { id, granted } => self.granted(id, granted),
@@ -331,6 +351,12 @@ impl Driver {
         for lane in settings.into_iter().skip(self.known_lanes) {
             self.engine.add_lane(lane);
             self.known_lanes += 1;
+        }
+    }
+
+    fn all_ended(&mut self, ended: &mut Vec<(AttemptId, End)>) {
+        for (attempt, end) in ended.drain(..) {
+            self.finished(attempt, end);
         }
     }
 
@@ -493,17 +519,28 @@ impl Driver {
         let work = open.work.clone();
         let stream = open.stream.clone();
         self.attempts.insert(attempt, call);
-        self.ctx.spawn("call", attempt::make(attempt, work, to, stream, kept, self.queues.tell.clone()));
+        let ctx = self.ctx.clone();
+        let making = AssertUnwindSafe(attempt::make(attempt, work, to, stream, kept, self.queues.tell.clone()));
+        let making = making.catch_unwind().map(move |made| {
+            made.unwrap_or_else(|_| {
+                ctx.fail(anyhow::anyhow!("a call panicked"));
+                (attempt, End::Aborted)
+            })
+        });
+        let mut making: BoxFuture<'static, (AttemptId, End)> = Box::pin(making);
+        // It begins now, and not behind all those that have something to read. Who is to be woken for it is told when it is looked
+        // at among the others, which is before this task waits for anything.
+        let begun = making.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop()));
+        self.running.push(match begun {
+            Poll::Pending => making,
+            Poll::Ready(end) => Box::pin(std::future::ready(end)),
+        });
     }
 
     /// Tells the core that a call ended before it began.
     fn end_at_once(&self, attempt: AttemptId) {
-        let tell = self.queues.tell.clone();
-        self.ctx.spawn("call", async move {
-            let error =
-                CallError { maybe_billed: false, ..CallError::new(FailureKind::Unsupported, "nobody wants it") };
-            let _ = tell.send(Message::Finished { attempt, end: End::Called(Box::new(Err(error))) }).await;
-        });
+        let error = CallError { maybe_billed: false, ..CallError::new(FailureKind::Unsupported, "nobody wants it") };
+        self.running.push(Box::pin(std::future::ready((attempt, End::Called(Box::new(Err(error)))))));
     }
 
     fn want_lease(&mut self, id: LeaseId, day: u32, amount: Money) {
@@ -639,6 +676,20 @@ impl Driver {
             notes: self.notes.iter().cloned().collect(),
         }
     }
+}
+
+/// Calls that have ended by now, as many as are looked at together.
+fn poll_ended(
+    running: &mut FuturesUnordered<BoxFuture<'static, (AttemptId, End)>>,
+    cx: &mut std::task::Context<'_>,
+    ended: &mut Vec<(AttemptId, End)>,
+) -> Poll<()> {
+    while ended.len() < ENDED_TOGETHER
+        && let Poll::Ready(Some(end)) = running.poll_next_unpin(cx)
+    {
+        ended.push(end);
+    }
+    if ended.is_empty() { Poll::Pending } else { Poll::Ready(()) }
 }
 
 /// The word for a status, in results and metrics.

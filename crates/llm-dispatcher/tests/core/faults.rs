@@ -52,6 +52,30 @@ fn slow_calls_cost_a_batch_little() {
 }
 
 #[test]
+fn answers_that_come_one_after_the_other_are_not_slow() {
+    let mut walls = Vec::new();
+    let (mut starts, mut batches) = (0, 0);
+    for seed in seeds(rounds(20, 50)) {
+        // The last of a hundred is heard 50 ms after the first.
+        let lane = SimLane { slow_share: 0.05, serial: Duration::from_micros(500), ..SimLane::default() };
+        let mut sim = Sim::new(wide(100), vec![lane], seed);
+        for id in 0..100 {
+            sim.submit(1, task(id));
+        }
+        walls.push(sim.run_tasks());
+        starts += sim.starts;
+        batches += 1;
+    }
+    walls.sort_unstable();
+    let (median, p95) = (walls[walls.len() / 2], walls[walls.len() * 95 / 100 - 1]);
+    let extra = starts as f64 / f64::from(100 * batches) - 1.0;
+    println!("median {median:?}, p95 {p95:?}, {extra:.4} extra calls");
+    assert!(median <= ms(520), "median {median:?}");
+    assert!(p95 <= ms(820), "p95 {p95:?}");
+    assert!(extra <= 0.07, "{extra:.4} extra calls");
+}
+
+#[test]
 fn hedges_stay_in_proportion_however_answers_are_spread() {
     for seed in seeds(rounds(0, 20)) {
         let lane = SimLane { sigma: 0.6, ..SimLane::default() };

@@ -85,6 +85,9 @@ pub(crate) struct SimLane {
     pub(crate) refused: Vec<Duration>,
     pub(crate) charged: Money,
     pub(crate) recent: VecDeque<Duration>,
+    /// Least time between two answers that are heard: one after the other is read, by us or on the way.
+    pub(crate) serial: Duration,
+    pub(crate) heard: Duration,
 }
 
 impl Default for SimLane {
@@ -119,6 +122,8 @@ impl Default for SimLane {
             refused: Vec::new(),
             charged: Money::ZERO,
             recent: VecDeque::new(),
+            serial: Duration::ZERO,
+            heard: Duration::ZERO,
         }
     }
 }
@@ -133,7 +138,8 @@ impl SimLane {
             Says::Always => true,
         };
         if refused {
-            hints.retry_after = Some(wait);
+            // To the millisecond, rounded up.
+            hints.retry_after = Some(ms(wait.as_millis() as u64 + 1));
         }
         if tell {
             let quota = |bucket: &Bucket| Quota {

@@ -379,7 +379,10 @@ impl Sim {
                     call.place = Where::Gone;
                     let index = call.lane;
                     self.lanes[index].in_flight -= 1;
-                    let at = self.now + self.network(index);
+                    let lane = &self.lanes[index];
+                    let free = lane.heard + lane.serial;
+                    let at = (self.now + self.network(index)).max(free);
+                    self.lanes[index].heard = at;
                     self.push(at, Event::Told(key, outcome));
                 }
             }

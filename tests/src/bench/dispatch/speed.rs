@@ -87,13 +87,16 @@ pub(super) fn front(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         figure(format!("{name}, best of {}", plan.repeats), least(&spent), "us", Goal::Below(60.0)),
         figure(format!("{name}, median"), median(&spent), "us", Goal::Shown),
     ];
-    let mut rates = Vec::new();
+    let (mut rates, mut spent) = (Vec::new(), Vec::new());
     for _ in 0..plan.repeats.min(3) {
-        rates.push(flooded(plan.flood)?.0);
-        super::progress(&format!("front: {:.0} calls/s on one core", rates.last().unwrap_or(&0.0)));
+        let (rate, each) = flooded(plan.flood)?;
+        super::progress(&format!("front: {rate:.0} calls/s on one core, {each:.1} us of processor a call"));
+        rates.push(rate);
+        spent.push(each);
     }
     let name = "calls a second through the front on one core, 64 connections, the mock and the driver on the other";
     figures.push(figure(format!("{name}, best of {}", rates.len()), best(&rates), "/s", Goal::AtLeast(15_000.0)));
+    figures.push(figure("processor time of a call at that load", least(&spent), "us", Goal::Shown));
     Ok(figures)
 }
 

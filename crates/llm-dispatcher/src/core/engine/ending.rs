@@ -28,7 +28,7 @@ impl Engine {
     pub(super) fn finished(&mut self, id: AttemptId, outcome: &Outcome, out: &mut Vec<Effect>) {
         // The answer to a call that nobody knows changes nothing.
         let Some(attempt) = self.attempts.get(&id) else { return };
-        let (name, aborting, slow) = (attempt.task, attempt.aborting, attempt.slow);
+        let (name, aborting) = (attempt.task, attempt.aborting);
         let took = self.now.saturating_sub(attempt.started);
         self.feed_lane(id, outcome, out);
         let attempt = match outcome {
@@ -61,7 +61,7 @@ impl Engine {
         lane.counts.answered += 1;
         lane.answered_at = Some(self.now);
         if status == Status::Answered {
-            lane.running(attempt.kind).tail.answered(&self.settings.hedge, took, slow);
+            lane.running(attempt.kind).tail.answered(&self.settings.hedge, took);
         }
         if lane.breaker.succeeded(id) {
             out.push(Effect::Warn(Warning::BreakerClosed { lane: attempt.lane }));
@@ -162,7 +162,7 @@ impl Engine {
         let attempt = self.attempts.remove(&id)?;
         let lane = &mut self.lanes[usize::from(attempt.lane.0)];
         lane.in_flight -= 1;
-        lane.running(attempt.kind).attempts.remove(&id);
+        lane.forget(id, &attempt);
         self.api_in_flight -= u32::from(lane.settings.api);
         self.workers.release(attempt.worker, attempt.kind);
         if let Some(task) = self.tasks.get_mut(&attempt.task) {
@@ -178,7 +178,10 @@ impl Engine {
             return;
         }
         let lane = &mut self.lanes[usize::from(attempt.lane.0)];
-        lane.running(attempt.kind).attempts.remove(&id);
+        lane.forget(id, attempt);
+        if attempt.slow {
+            lane.running(attempt.kind).tail.given_up();
+        }
         lane.breaker.ended(self.now, id);
         if let Some(task) = self.tasks.get_mut(&attempt.task) {
             task.live.retain(|&live| live != id);

@@ -6,7 +6,7 @@ mod schedule;
 mod tail;
 mod view;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -14,6 +14,7 @@ use rand::rngs::SmallRng;
 
 use super::api::{Effect, Input, Reason, Refusal, Status, Verdict, Warning};
 use super::budget::{Purse, Wish};
+use super::ids::IdMap;
 use super::money::Money;
 use super::retry::RetryBudget;
 use super::settings::{LaneSettings, Settings};
@@ -36,10 +37,10 @@ pub struct Engine {
     rng: SmallRng,
     now: Duration,
     /// On their own, because a hash table is half empty now and then.
-    tasks: HashMap<TaskId, Box<Task>>,
+    tasks: IdMap<TaskId, Box<Task>>,
     attempts: BTreeMap<AttemptId, Attempt>,
     next_attempt: u64,
-    clients: HashMap<ClientId, Client>,
+    clients: IdMap<ClientId, Client>,
     routes: Routes,
     lanes: Vec<Lane>,
     /// Lanes on which calls are under way, or hedges wait.
@@ -69,10 +70,10 @@ impl Engine {
         Self {
             rng: SmallRng::seed_from_u64(seed),
             now: Duration::ZERO,
-            tasks: HashMap::new(),
+            tasks: IdMap::default(),
             attempts: BTreeMap::new(),
             next_attempt: 1,
-            clients: HashMap::new(),
+            clients: IdMap::default(),
             routes: Routes::default(),
             lanes: settings.lanes.iter().map(|lane| Lane::new(lane.clone(), &settings)).collect(),
             active: BTreeSet::new(),

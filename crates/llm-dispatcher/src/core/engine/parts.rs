@@ -91,7 +91,10 @@ pub(super) struct Attempt {
     pub(super) day: u32,
     pub(super) tokens: u64,
     pub(super) aborting: bool,
+    /// It takes longer than is usual.
     pub(super) slow: bool,
+    /// A second try was made because of it.
+    pub(super) hedged: bool,
     pub(super) first_byte: bool,
 }
 
@@ -100,10 +103,15 @@ pub(super) struct Attempt {
 pub(super) struct Running {
     /// Those that were not broken off. Their numbers grow with the times at which they started.
     pub(super) attempts: BTreeSet<AttemptId>,
-    /// Calls before this one are known to be slow, or over.
+    /// Calls before this one are slow, or over.
     pub(super) judged: u64,
+    /// How many are slow, and from when on a call was when that was counted.
+    pub(super) slow: u32,
+    pub(super) threshold: Option<Duration>,
     /// Slow calls that are given up when they stall, oldest first; those that are over are still among them.
-    pub(super) slow: VecDeque<AttemptId>,
+    pub(super) stalling: VecDeque<AttemptId>,
+    /// Slow calls beside which a second try may stand, likewise.
+    pub(super) unhedged: VecDeque<AttemptId>,
     pub(super) tail: Tail,
 }
 
@@ -130,8 +138,6 @@ pub(super) struct Lane {
     pub(super) running: [Option<Box<Running>>; Kind::ALL.len()],
     /// Hedges that wait for room.
     pub(super) hedges: VecDeque<Ticket>,
-    /// Slow calls for which the hedge budget had nothing left.
-    pub(super) denied: VecDeque<AttemptId>,
     pub(super) hedge_budget: HedgeBudget,
     /// Refusals since the last answer.
     pub(super) refusals: u32,
@@ -155,7 +161,6 @@ impl Lane {
             in_flight: 0,
             running: Default::default(),
             hedges: VecDeque::new(),
-            denied: VecDeque::new(),
             hedge_budget: HedgeBudget::new(&all.hedge),
             refusals: 0,
             warned_at: None,
@@ -167,6 +172,14 @@ impl Lane {
 
     pub(super) fn running(&mut self, kind: Kind) -> &mut Running {
         self.running[kind.index()].get_or_insert_default()
+    }
+
+    /// A call is not under way any more, as far as others are to be compared with it.
+    pub(super) fn forget(&mut self, id: AttemptId, call: &Attempt) {
+        let running = self.running(call.kind);
+        if running.attempts.remove(&id) && call.slow {
+            running.slow -= 1;
+        }
     }
 
     pub(super) fn tail(&self, kind: Kind) -> Option<&Tail> {

@@ -331,6 +331,7 @@ impl Engine {
                 tokens: task.tokens,
                 aborting: false,
                 slow: false,
+                hedged: false,
                 first_byte: false,
             },
         );
