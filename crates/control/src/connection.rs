@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_service::Context;
+use drover_service::{Caller, Context};
+use drover_types::{ErrorCode, Failure};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::net::TcpStream;
@@ -13,7 +14,7 @@ use tracing::debug;
 
 use crate::ControlSettings;
 use crate::desk::Desk;
-use crate::line::{Inbound, LineDecoder, LineTooLong, decode};
+use crate::line::{Inbound, LineDecoder, LineTooLong, RequestId, decode};
 use crate::outbox::{Outbox, Written};
 
 /// Requests that one client may have under way; further ones wait in its socket. Above an inject into every node of a
@@ -28,18 +29,47 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// How long to wait for the client to close its side, so that closing ours does not destroy what it has yet to read.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How long a client may take to send its token.
+const PROOF: Duration = Duration::from_secs(10);
+/// Bytes that are read from somebody who has not shown it.
+const LONGEST_PROOF: usize = 64 << 10;
+
 /// Serves one client to its end.
-pub(crate) async fn serve_client(ctx: Context, stream: TcpStream, desk: Arc<Desk>, settings: Arc<ControlSettings>) {
+pub(crate) async fn serve_client(
+    ctx: Context,
+    stream: TcpStream,
+    caller: Caller,
+    desk: Arc<Desk>,
+    settings: Arc<ControlSettings>,
+) {
     let outbox = Arc::new(Outbox::new(settings.client_max_bytes));
+    let mut decoder = LineDecoder::new(settings.max_line_bytes);
+    // Before anything is told to anybody.
+    let entered = tokio::select! {
+        entered = enter(&stream, caller, &mut decoder, &settings) => entered,
+        () = ctx.shutdown().cancelled() => None,
+    };
+    let caller = match entered {
+        None => return,
+        Some(Ok(caller)) => caller,
+        Some(Err(failure)) => {
+            desk.reject_failure_of(&outbox, &RequestId::none(), &failure);
+            outbox.finish();
+            if tokio::time::timeout(FLUSH, outbox.write_to(&stream)).await.is_ok() {
+                let _ = tokio::time::timeout(LINGER, say_goodbye(stream)).await;
+            }
+            return;
+        }
+    };
     // A member from the first moment: the client must see the events of its own first request.
     let membership = desk.hub.join(Arc::clone(&outbox));
     let written = {
         let writing = outbox.write_to(&stream);
         tokio::pin!(writing);
-        let client = Client { ctx: &ctx, stream: &stream, desk: &desk, outbox: &outbox };
+        let client = Client { ctx: &ctx, stream: &stream, caller, desk: &desk, outbox: &outbox };
         tokio::select! {
             written = &mut writing => written,
-            () = client.take_requests(settings.max_line_bytes) => {
+            () = client.take_requests(decoder) => {
                 drop(membership);
                 outbox.finish();
                 tokio::time::timeout(FLUSH, writing).await.unwrap_or(Written::Broken)
@@ -58,14 +88,14 @@ pub(crate) async fn serve_client(ctx: Context, stream: TcpStream, desk: Arc<Desk
 struct Client<'a> {
     ctx: &'a Context,
     stream: &'a TcpStream,
+    caller: Caller,
     desk: &'a Arc<Desk>,
     outbox: &'a Arc<Outbox>,
 }
 
 impl Client<'_> {
     /// Takes requests until the client has no more, and returns when the last one is answered.
-    async fn take_requests(&self, max_line_bytes: usize) {
-        let mut decoder = LineDecoder::new(max_line_bytes);
+    async fn take_requests(&self, mut decoder: LineDecoder) {
         let mut under_way = FuturesUnordered::new();
         let give_up = CancellationToken::new();
         let shutdown = self.ctx.shutdown().cancelled();
@@ -86,7 +116,7 @@ impl Client<'_> {
                     Ok(Some(line)) => {
                         if let Some(command) = self.read_line(line) {
                             let outbox = Arc::clone(self.outbox);
-                            under_way.push(self.desk.carry_out(outbox, command, give_up.clone()));
+                            under_way.push(self.desk.carry_out(outbox, self.caller, command, give_up.clone()));
                         }
                         continue;
                     }
@@ -104,7 +134,7 @@ impl Client<'_> {
             tokio::select! {
                 Some(()) = under_way.next(), if !(under_way.is_empty() || long && patient) => {}
                 () = self.outbox.until_short(), if long && patient => {}
-                more = self.read(&mut decoder), if reading && !blocked => reading = more.unwrap_or(false),
+                more = read(self.stream, &mut decoder), if reading && !blocked => reading = more.unwrap_or(false),
                 () = &mut shutdown, if taking => {
                     (reading, taking) = (false, false);
                     self.reject_unread(&mut decoder);
@@ -130,28 +160,65 @@ impl Client<'_> {
         match decode(line) {
             Inbound::Command(command) => return Some(command),
             Inbound::Unusable { request_id, reason } => self.desk.reject(self.outbox, &request_id, &reason),
+            // A client that always shows its token may, also where none is wanted.
+            Inbound::Token(_) => {}
             Inbound::Ignored => {
                 self.desk.hub.metrics.ignored_lines.inc();
             }
         }
         None
     }
+}
 
-    /// Waits for bytes and takes what is there. False at the end of the client's side.
-    async fn read(&self, decoder: &mut LineDecoder) -> io::Result<bool> {
-        self.stream.readable().await?;
-        let mut taken = 0;
-        while taken < READ_TURN {
-            match read_once(self.stream, decoder) {
-                Ok(0) => return Ok(false),
-                Ok(bytes) => taken += bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
-        tokio::task::consume_budget().await;
-        Ok(true)
+/// Whether the client may come in. Its token is its first line, where one is wanted; `None` when it left without a word.
+async fn enter(
+    stream: &TcpStream,
+    caller: Caller,
+    decoder: &mut LineDecoder,
+    settings: &ControlSettings,
+) -> Option<Result<Caller, Failure>> {
+    let entrance = &settings.entrance;
+    if !entrance.wants_token() {
+        return Some(entrance.admit(caller, None));
     }
+    let deadline = tokio::time::Instant::now() + PROOF;
+    loop {
+        match decoder.next_line() {
+            Ok(Some(line)) => {
+                return Some(match decode(line) {
+                    Inbound::Token(token) => entrance.admit(caller, Some(token.as_str())),
+                    _ => entrance.admit(caller, None),
+                });
+            }
+            Ok(None) => {}
+            Err(LineTooLong { .. }) => break,
+        }
+        if decoder.pending_bytes() > LONGEST_PROOF {
+            break;
+        }
+        match tokio::time::timeout_at(deadline, read(stream, decoder)).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false) | Err(_)) => return None,
+            Err(_) => break,
+        }
+    }
+    Some(Err(Failure::new(ErrorCode::NotAllowed, "the first line of a connection must be the token of this router")))
+}
+
+/// Waits for bytes and takes what is there. False at the end of the client's side.
+async fn read(stream: &TcpStream, decoder: &mut LineDecoder) -> io::Result<bool> {
+    stream.readable().await?;
+    let mut taken = 0;
+    while taken < READ_TURN {
+        match read_once(stream, decoder) {
+            Ok(0) => return Ok(false),
+            Ok(bytes) => taken += bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    tokio::task::consume_budget().await;
+    Ok(true)
 }
 
 /// The buffer lives only during the call: a connection that waits holds none.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use drover_proto::failure_of;
 use drover_proto::router as pb;
+use drover_service::Caller;
 use drover_types::{ErrorCode, Failure};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -40,6 +41,8 @@ pub(crate) struct Desk {
 struct Asker<'a> {
     outbox: &'a Outbox,
     request_id: &'a RequestId,
+    /// In whose name the router is asked.
+    caller: Caller,
     /// Cancelled when what is not finished has to be given up.
     give_up: &'a CancellationToken,
 }
@@ -52,9 +55,20 @@ impl Desk {
         outbox.push_line(answer::rejected(request_id, reason));
     }
 
+    /// The same, for a reason with a code.
+    pub(crate) fn reject_failure_of(&self, outbox: &Outbox, request_id: &RequestId, failure: &Failure) {
+        self.reject(outbox, request_id, &answer::reason_of(failure));
+    }
+
     /// Carries out a command to its last answer.
-    pub(crate) async fn carry_out(&self, outbox: Arc<Outbox>, command: Command, give_up: CancellationToken) {
-        let asker = Asker { outbox: &outbox, request_id: &command.request_id, give_up: &give_up };
+    pub(crate) async fn carry_out(
+        &self,
+        outbox: Arc<Outbox>,
+        caller: Caller,
+        command: Command,
+        give_up: CancellationToken,
+    ) {
+        let asker = Asker { outbox: &outbox, request_id: &command.request_id, caller, give_up: &give_up };
         let request = request::read(&command.name, &command.payload);
         self.count(&request);
         // The payload may hold megabytes that nobody needs any more.
@@ -106,7 +120,7 @@ impl Desk {
     }
 
     fn reject_failure(&self, asker: &Asker<'_>, failure: &Failure) {
-        self.reject_request(asker, &answer::reason_of(failure));
+        self.reject_failure_of(asker.outbox, asker.request_id, failure);
     }
 
     async fn list(&self, asker: &Asker<'_>) {
@@ -121,14 +135,14 @@ impl Desk {
     }
 
     async fn providers(&self, asker: &Asker<'_>) {
-        match asker.call(self.upstream.providers()).await {
+        match asker.call(self.upstream.providers(asker.caller)).await {
             Ok(list) => asker.outbox.push_line(answer::providers_list(asker.request_id, &list.providers)),
             Err(failure) => self.reject_failure(asker, &failure),
         }
     }
 
     async fn approvals(&self, asker: &Asker<'_>) {
-        match asker.call(self.upstream.approvals()).await {
+        match asker.call(self.upstream.approvals(asker.caller)).await {
             Ok(list) => asker.outbox.push_line(answer::approvals_list(asker.request_id, &list)),
             Err(failure) => self.reject_failure(asker, &failure),
         }
@@ -144,7 +158,8 @@ impl Desk {
     /// The router takes the beginning of an id. Clients of this protocol filter events by the id that they asked for, and
     /// none of them expects that an id it made up ends a swarm.
     async fn exactly(&self, asker: &Asker<'_>, swarm_id: String) -> Result<(pb::Swarm, String), Failure> {
-        let answer = asker.call(self.upstream.swarm(pb::GetSwarmRequest { swarm_id: swarm_id.clone() })).await?;
+        let answer =
+            asker.call(self.upstream.swarm(asker.caller, pb::GetSwarmRequest { swarm_id: swarm_id.clone() })).await?;
         match answer.swarm {
             Some(swarm) if swarm.swarm_id == swarm_id => Ok((swarm, answer.backend_error)),
             _ => Err(Failure::new(ErrorCode::UnknownSwarm, "no swarm has this id")),
@@ -168,7 +183,7 @@ impl Desk {
         let request = pb::LaunchSwarmRequest { request_id, spec: Some(spec), traceparent: String::new() };
         let mut last_seq = 0;
         let outcome = asker
-            .stream(self.upstream.launch(request), |step: pb::LaunchSwarmResponse| {
+            .stream(self.upstream.launch(asker.caller, request), |step: pb::LaunchSwarmResponse| {
                 last_seq = last_seq.max(step.seq);
                 match step.step {
                     Some(pb::launch_swarm_response::Step::Launched(swarm)) => Some(swarm),
@@ -199,7 +214,7 @@ impl Desk {
         let request = pb::TerminateSwarmRequest { request_id, swarm_id, force };
         let mut last_seq = 0;
         let outcome = asker
-            .stream(self.upstream.terminate(request), |step: pb::TerminateSwarmResponse| {
+            .stream(self.upstream.terminate(asker.caller, request), |step: pb::TerminateSwarmResponse| {
                 last_seq = last_seq.max(step.seq);
                 match step.step {
                     Some(pb::terminate_swarm_response::Step::Terminated(swarm)) => Some(swarm),
@@ -246,7 +261,7 @@ impl Desk {
         let mut last_seq = 0;
         let mut accepted = BTreeSet::new();
         let outcome = asker
-            .stream(self.upstream.inject(request), |step: pb::InjectResponse| {
+            .stream(self.upstream.inject(asker.caller, request), |step: pb::InjectResponse| {
                 accepted.insert(i64::from(step.node_id));
                 if step.seq > given_out {
                     last_seq = last_seq.max(step.seq);
@@ -289,7 +304,7 @@ impl Desk {
             approved: approve.approved,
             decision: approve.decision,
         };
-        match asker.call(self.upstream.resolve(request)).await {
+        match asker.call(self.upstream.resolve(asker.caller, request)).await {
             Ok(outcome) => {
                 let told = end.seen() || (!outcome.already_resolved && end.seen_within(APPROVAL_EVENT).await);
                 if !told {

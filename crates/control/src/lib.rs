@@ -32,10 +32,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drover_proto::router::router_service_client::RouterServiceClient;
-use drover_service::{Context, Listener};
+use drover_service::{Caller, Context, Door, Listener};
+use drover_types::Failure;
 use tracing::{info, warn};
 
-pub use line::{Command, Inbound, LineDecoder, LineTooLong, PROTOCOL, RequestId, decode};
+pub use line::{Command, Inbound, LineDecoder, LineTooLong, PROTOCOL, RequestId, ShownToken, decode};
 
 use crate::connection::serve_client;
 use crate::desk::Desk;
@@ -46,6 +47,14 @@ use crate::metrics::Metrics;
 /// How long to wait before accepting again when the system has no room for a connection.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// Who may use the control plane. Whoever does sees every event.
+pub trait Entrance: std::fmt::Debug + Send + Sync + 'static {
+    /// Whether the first line of a connection has to be a token.
+    fn wants_token(&self) -> bool;
+    /// The caller as the router is to know them, or why they may not come in. Their token is the one they showed.
+    fn admit(&self, caller: Caller, token: Option<&str>) -> Result<Caller, Failure>;
+}
+
 /// How the control plane treats its clients.
 #[derive(Debug, Clone)]
 pub struct ControlSettings {
@@ -55,6 +64,8 @@ pub struct ControlSettings {
     pub client_max_bytes: usize,
     /// Also send `debug` events about what the adapter itself does.
     pub debug: bool,
+    /// Who may come in.
+    pub entrance: Arc<dyn Entrance>,
 }
 
 /// Serves clients until the daemon shuts down. Clients that are still connected then have their requests answered or
@@ -85,10 +96,11 @@ where
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, caller)) => {
+                let caller = Caller { door: Door::JsonLine, ..caller };
                 ctx.spawn(
                     "control-client",
-                    serve_client(ctx.clone(), stream, Arc::clone(&desk), Arc::clone(&settings)),
+                    serve_client(ctx.clone(), stream, caller, Arc::clone(&desk), Arc::clone(&settings)),
                 );
             }
             Err(error) => {

@@ -109,6 +109,11 @@ pub struct RequestId(Value);
 const AS_JSON: &str = "json:";
 
 impl RequestId {
+    /// Of no request.
+    pub fn none() -> Self {
+        Self(Value::Null)
+    }
+
     /// The mark as the text that the router knows it by; none is empty. A mark of another type is its JSON behind
     /// `json:`, so that the number 7 and the text "7" are two marks. [`RequestId::of_text`] undoes it.
     pub fn as_text(&self) -> String {
@@ -151,6 +156,25 @@ pub enum Inbound {
     },
     /// A command.
     Command(Command),
+    /// The secret that a connection begins with where one is wanted. It shows itself as `***`.
+    Token(ShownToken),
+}
+
+/// A token as it was sent.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ShownToken(String);
+
+impl ShownToken {
+    /// The token itself, to compare.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for ShownToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
 }
 
 /// Reads one line.
@@ -170,6 +194,11 @@ pub fn decode(line: &[u8]) -> Inbound {
     };
     if fields.get("protocol").and_then(Value::as_str) != Some(PROTOCOL) {
         return Inbound::Ignored;
+    }
+    if let (Some("token"), Some(Value::String(token))) =
+        (fields.get("type").and_then(Value::as_str), fields.get("token"))
+    {
+        return Inbound::Token(ShownToken(token.clone()));
     }
     let request_id = RequestId(fields.remove("request_id").unwrap_or(Value::Null));
     let unusable = |request_id, reason: &str| Inbound::Unusable { request_id, reason: reason.to_owned() };
@@ -345,6 +374,16 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_token_is_a_line_of_its_own_and_hides_itself() {
+        let line = br#"{"protocol":"codeswarm.router.v1","type":"token","token":"abc"}"#;
+        let token = decode(line);
+        assert!(matches!(&token, Inbound::Token(token) if token.as_str() == "abc"), "{token:?}");
+        assert!(!format!("{token:?}").contains("abc"));
+        let number = br#"{"protocol":"codeswarm.router.v1","type":"token","token":7}"#;
+        assert!(matches!(decode(number), Inbound::Unusable { .. }));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use drover_proto::failure_of;
-use drover_service::Context;
+use drover_service::{Caller, Context, Door};
 use drover_types::{ErrorCode, Failure};
 use tokio::sync::{mpsc, oneshot};
 
@@ -41,7 +41,7 @@ impl Lister {
                     tokio::time::sleep(DRAIN).await;
                 };
                 let answer = tokio::select! {
-                    list = upstream.list() => match list {
+                    list = upstream.list(Caller::own(Door::JsonLine)) => match list {
                         Ok(list) => Ok(swarm_list_body(&list.swarms)),
                         Err(status) => Err(Arc::new(failure_of(&status))),
                     },

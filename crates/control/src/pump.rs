@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use drover_proto::failure_of;
 use drover_proto::router as pb;
-use drover_service::Context;
+use drover_service::{Caller, Context, Door};
 use tonic::Status;
 use tracing::{debug, warn};
 
@@ -70,12 +70,15 @@ impl Log {
         }
         let mut stream = self
             .upstream
-            .watch(pb::WatchEventsRequest {
-                after_seq: self.position.unwrap_or(0),
-                from_now: self.position.is_none(),
-                follow: true,
-                swarm_id: String::new(),
-            })
+            .watch(
+                Caller::own(Door::JsonLine),
+                pb::WatchEventsRequest {
+                    after_seq: self.position.unwrap_or(0),
+                    from_now: self.position.is_none(),
+                    follow: true,
+                    swarm_id: String::new(),
+                },
+            )
             .await?;
         while let Some(batch) = stream.message().await? {
             self.take(batch);
@@ -85,7 +88,7 @@ impl Log {
 
     /// A router that is busy with its backends may take its time over who it is; the log then starts with what comes.
     async fn find_present(&mut self) -> Result<(), Status> {
-        if let Ok(info) = tokio::time::timeout(INFO_PATIENCE, self.upstream.info()).await {
+        if let Ok(info) = tokio::time::timeout(INFO_PATIENCE, self.upstream.info(Caller::own(Door::JsonLine))).await {
             let position = info?.last_seq;
             self.position = Some(position);
             self.hub.start_at(position);

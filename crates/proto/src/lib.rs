@@ -33,6 +33,11 @@ mod drover {
             tonic::include_proto!("drover.gossip.v1");
         }
     }
+    pub mod handoff {
+        pub mod v1 {
+            tonic::include_proto!("drover.handoff.v1");
+        }
+    }
     pub mod mailbox {
         pub mod v1 {
             tonic::include_proto!("drover.mailbox.v1");
@@ -58,6 +63,11 @@ mod drover {
             tonic::include_proto!("drover.tasks.v1");
         }
     }
+    pub mod transfer {
+        pub mod v1 {
+            tonic::include_proto!("drover.transfer.v1");
+        }
+    }
     pub mod worker {
         pub mod v1 {
             tonic::include_proto!("drover.worker.v1");
@@ -69,9 +79,11 @@ pub use drover::allocator::v1 as allocator;
 pub use drover::common::v1 as common;
 pub use drover::dispatch::v1 as dispatch;
 pub use drover::gossip::v1 as gossip;
+pub use drover::handoff::v1 as handoff;
 pub use drover::mailbox::v1 as mailbox;
 pub use drover::membership::v1 as membership;
 pub use drover::pool::v1 as pool;
 pub use drover::router::v1 as router;
 pub use drover::tasks::v1 as tasks;
+pub use drover::transfer::v1 as transfer;
 pub use drover::worker::v1 as worker;

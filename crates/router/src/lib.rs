@@ -4,7 +4,7 @@
 //! the follower's. What it has acknowledged is on disk.
 //!
 //! ```text
-//! callers --gRPC--> grpc --calls--> writer (one thread)                 core: decides, does nothing
+//! callers --doors--> grpc --calls--> writer (one thread)                 core: decides, does nothing
 //!    ^               |                 |  batch -> core -> one transaction -> SQLite
 //!    |               | reads           |  after the commit only:
 //!    |               v                 +--> registry (a picture for readers), log (recent events), replies
@@ -14,6 +14,7 @@
 //! ```
 
 mod core;
+mod doors;
 mod gauges;
 mod grpc;
 mod log;
@@ -21,6 +22,7 @@ mod metrics;
 mod owner;
 mod registry;
 mod run;
+mod sessions;
 mod shell;
 mod store;
 

@@ -100,6 +100,8 @@ pub(crate) struct Shared {
     pub(crate) log: Arc<EventLog>,
     /// Why the event log cannot be written; empty while it can.
     pub(crate) store_error: ArcSwap<String>,
+    /// Why the audit log cannot be written; empty while it can.
+    pub(crate) audit_error: OnceLock<Arc<ArcSwap<String>>>,
     /// Where the JSON-line control plane listens.
     pub(crate) control_addr: OnceLock<String>,
     /// Rings when the picture of the members has changed.
@@ -112,8 +114,18 @@ impl Shared {
             registry: ArcSwap::default(),
             log: Arc::new(log),
             store_error: ArcSwap::default(),
+            audit_error: OnceLock::new(),
             control_addr: OnceLock::new(),
             members_bell: watch::channel(()).0,
         }
+    }
+
+    /// Why commands are refused although their caller may give them: what cannot be written. Empty when all can.
+    pub(crate) fn unwritable(&self) -> String {
+        let store = self.store_error.load();
+        if !store.is_empty() {
+            return store.to_string();
+        }
+        self.audit_error.get().map(|error| error.load().to_string()).unwrap_or_default()
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use drover_config::Config;
 use drover_control::ControlSettings;
+use drover_proto::handoff::handoff_service_server::HandoffServiceServer;
 use drover_proto::router::router_service_client::RouterServiceClient;
 use drover_proto::router::router_service_server::RouterServiceServer;
 use drover_service::{Context, Daemon, MAX_MESSAGE_BYTES, Server, now_us, process};
@@ -17,11 +18,13 @@ use tracing::{info, warn};
 
 use crate::core::input::Input;
 use crate::core::model::Settings;
+use crate::doors::{Doors, Guard, SessionDoors};
 use crate::gauges::Gauges;
 use crate::grpc::Service;
 use crate::metrics::Metrics;
 use crate::owner::Owner;
 use crate::registry::Shared;
+use crate::sessions::Sessions;
 use crate::shell::{Dispatch, RingFile, run_allocator, run_follower, sent};
 use crate::store::{Command, Past, Retention, StoreHandle, StoreSettings, Writer, place};
 
@@ -70,8 +73,14 @@ impl Daemon for Router {
 async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Result<()> {
     let dir = ctx.state().join("router").context("failed to make router/ in the state directory")?;
     let mut owner = Owner::take(&dir, &process::hostname(), args.take_over)?;
-    let listener = ctx.bind("router", ctx.explicit_listen().or(config.router.listen), GRPC)?;
-    let control = ctx.bind("the JSON-line control plane", control_address(config)?, CONTROL)?;
+    let audit = ctx.state().path().join("audit");
+    let guard = Guard::new(ctx, &config.security, &audit)
+        .with_context(|| format!("cannot keep the doors; the audit log is in {}", audit.display()))?;
+    let guard = Arc::new(guard);
+    let listener =
+        ctx.bind("router", ctx.explicit_listen().or(config.router.listen), GRPC)?.with_guests(guard.guests());
+    let control =
+        ctx.bind("the JSON-line control plane", control_address(config)?, CONTROL)?.with_guests(guard.guests());
     let control_addr = control.local_addr();
 
     let metrics = Metrics::default();
@@ -100,11 +109,12 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
     let shared: Arc<Shared> = opened_now.await.context("the writer's thread ended")??;
     // Set before anybody can ask: it never changes.
     let _ = shared.control_addr.set(control_addr.to_string());
+    let _ = shared.audit_error.set(guard.trouble());
     let gauges = Box::new(Gauges(Arc::clone(&shared)));
     ctx.registry().lock().unwrap_or_else(std::sync::PoisonError::into_inner).register_collector(gauges);
 
     let ring = RingFile::new(ctx.state());
-    let service = Arc::new(Service {
+    let service = Service {
         ctx: ctx.clone(),
         shared: Arc::clone(&shared),
         store: store.clone(),
@@ -114,11 +124,16 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
         allocator: ctx.channel("slurm-allocator"),
         ring: ring.clone(),
         providers: arc_swap::ArcSwap::default(),
-    });
-    let grpc = RouterServiceServer::from_arc(Arc::clone(&service))
+    };
+    let service = Arc::new(service);
+    let grpc = RouterServiceServer::new(Doors { inner: service, guard: Arc::clone(&guard) })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let addr = Server::new(ctx).grpc(grpc.clone()).serve(listener)?;
+    let sessions = Arc::new(Sessions::new(ctx, Arc::clone(&shared)));
+    let sessions = HandoffServiceServer::new(SessionDoors { inner: sessions, guard: Arc::clone(&guard) })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let addr = Server::new(ctx).grpc(grpc.clone()).grpc(sessions).serve(listener)?;
     if let Err(error) = owner.set_listen(addr) {
         warn!(%error, "failed to write the address to owner.json");
     }
@@ -127,6 +142,7 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
         max_line_bytes: config.router.max_line_bytes.0 as usize,
         client_max_bytes: config.router.subscriber_max_bytes.0 as usize,
         debug: args.debug,
+        entrance: Arc::<Guard>::clone(&guard),
     };
     let control_ctx = ctx.clone();
     ctx.spawn("control", async move {
@@ -144,7 +160,9 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
     run_allocator(ctx, &plans, &store, ctx.channel("slurm-allocator"));
     spawn_ticks(ctx, &store);
     send_ring(ctx, &store, ring);
-    wait_for_end(ctx, &store, writer_ended).await
+    let ended = wait_for_end(ctx, &store, writer_ended).await;
+    guard.close().await;
+    ended
 }
 
 /// Waits for the word to stop, or for the writer to end unasked; then lets the writer finish.

@@ -18,6 +18,7 @@ use crate::pki::IdentityHandle;
 use crate::process::{self, ProcessId};
 use crate::state_dir::StateDir;
 use crate::tls::Nodes;
+use crate::token::{Token, TokenError};
 use crate::tracked::Tasks;
 
 /// Where a daemon's parts register their metrics.
@@ -39,6 +40,7 @@ struct Inner {
     nodes: Nodes,
     allowed_uids: Arc<BTreeSet<u32>>,
     observer_uids: Arc<BTreeSet<u32>>,
+    token_file: Option<PathBuf>,
     explicit_listen: Option<SocketAddr>,
     failure: Mutex<Option<anyhow::Error>>,
     config_file: OnceLock<PathBuf>,
@@ -71,6 +73,7 @@ impl Context {
                 nodes,
                 allowed_uids: Arc::new(allowed_uids),
                 observer_uids: Arc::new(security.metrics_uids.iter().copied().collect()),
+                token_file: security.token_file.clone(),
                 explicit_listen,
                 failure: Mutex::new(None),
                 config_file: OnceLock::new(),
@@ -206,6 +209,11 @@ impl Context {
         for entry in stand_ins.values() {
             address_book::remove(self.state(), entry);
         }
+    }
+
+    /// The secret that the router wants to be shown, for whoever calls it.
+    pub fn token(&self) -> Result<Token, TokenError> {
+        Token::load(self.inner.token_file.as_deref())
     }
 
     pub(crate) fn allowed_uids(&self) -> Arc<BTreeSet<u32>> {

@@ -10,10 +10,12 @@
 //! ```
 
 pub mod address_book;
+mod caller;
 mod calls;
 mod channel;
 mod context;
 mod daemon;
+mod express;
 mod lifeline;
 mod listener;
 mod notify;
@@ -27,17 +29,21 @@ mod server;
 mod state_dir;
 mod telemetry;
 mod tls;
+mod token;
 mod tracked;
 
+pub use caller::{Caller, Door};
 pub use channel::{Target, connect};
 pub use context::{Context, SharedRegistry};
 pub use daemon::{Daemon, ExitWith, NoArgs, command, main, main_from};
+pub use express::Express;
 pub use lifeline::LIFELINE;
 pub use listener::{Listener, who_listens};
 pub use server::Server;
 pub use state_dir::{StateDir, StateDirError};
-pub use telemetry::{Telemetry, init as init_telemetry, remote_parent, traceparent};
+pub use telemetry::{Telemetry, in_trace, init as init_telemetry, remote_parent, traceparent};
 pub use tls::{NodePeer, connect_node, connect_node_stream};
+pub use token::{Token, TokenError};
 
 /// The largest gRPC message that daemons send each other. Above the largest prompt with its bundle.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -1,12 +1,15 @@
 //! Listening sockets that let only allowed users in.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::caller::Caller;
 use crate::context::Context;
 use crate::peer;
 use crate::process;
@@ -57,6 +60,7 @@ impl Context {
             gate: Gate {
                 listen: addr,
                 allowed: self.allowed_uids(),
+                guests: Arc::default(),
                 observers: self.observer_uids(),
                 refused: self.refused_connections(),
                 nodes: self.nodes().clone(),
@@ -71,14 +75,21 @@ impl Listener {
         self.gate.listen
     }
 
-    /// The next connection of an allowed user of this host.
-    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    /// Also lets these users in, whom the daemon itself asks what they may do.
+    #[must_use]
+    pub fn with_guests(mut self, uids: BTreeSet<u32>) -> Self {
+        self.gate.guests = Arc::new(uids);
+        self
+    }
+
+    /// The next connection of an allowed user of this host, and whose it is. The door is for the daemon to name.
+    pub async fn accept(&self) -> io::Result<(TcpStream, Caller)> {
         loop {
             let (stream, peer) = self.inner.accept().await?;
-            if self.gate.admit_user(&stream, peer).await {
+            if let Some(caller) = self.gate.admit_user(&stream, peer).await {
                 // Answers are small and waited for.
                 let _ = stream.set_nodelay(true);
-                return Ok((stream, peer));
+                return Ok((stream, caller));
             }
         }
     }

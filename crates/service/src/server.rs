@@ -1,6 +1,7 @@
 //! One port per daemon: gRPC with health and reflection, `/healthz`, `/metrics`, `/targets`, and what else the daemon serves.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::task::Poll;
@@ -11,17 +12,18 @@ use futures::future::BoxFuture;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
-use tower::Service;
+use tower::{Service, ServiceExt as _};
 use tower_http::trace::TraceLayer;
 use tracing::{debug, error, info};
 
 use crate::calls::{self, Calls};
 use crate::context::Context;
+use crate::express::Express;
 use crate::listener::Listener;
 use crate::notify;
 use crate::own_routes::own_routes;
@@ -36,6 +38,7 @@ pub struct Server {
     names: Vec<&'static str>,
     nodes: Routes,
     node_names: Vec<&'static str>,
+    express: Option<Arc<dyn Express>>,
 }
 
 impl Server {
@@ -48,6 +51,7 @@ impl Server {
             names: Vec::new(),
             nodes: Routes::default(),
             node_names: Vec::new(),
+            express: None,
         }
     }
 
@@ -95,6 +99,13 @@ impl Server {
         self
     }
 
+    /// Lets somebody serve connections of users of this host before the routes do.
+    #[must_use]
+    pub fn express(mut self, express: Arc<dyn Express>) -> Self {
+        self.express = Some(express);
+        self
+    }
+
     /// Starts to serve, enters the address in the address book and returns it.
     pub fn serve(self, listener: Listener) -> anyhow::Result<SocketAddr> {
         let addr = listener.local_addr();
@@ -135,7 +146,7 @@ impl Server {
         let observed = own_routes(&ctx);
         let grpc = routes.prepare().into_axum_router().layer(counted()).layer(traced());
         let app = grpc.merge(observed.clone()).merge(self.http);
-        ctx.spawn("server", accept_loop(ctx.clone(), listener, Doors { app, nodes, observed }));
+        ctx.spawn("server", accept_loop(ctx.clone(), listener, Doors { app, nodes, observed, express: self.express }));
         ctx.publish_listen(addr)?;
         info!(listen = %addr, "listening");
         notify::tell(&format!("READY=1\nSTATUS=listening on {addr}"));
@@ -205,6 +216,8 @@ struct Doors {
     nodes: axum::Router,
     /// To users of this host who may only look.
     observed: axum::Router,
+    /// To users of this host who may connect, before anything else.
+    express: Option<Arc<dyn Express>>,
 }
 
 async fn accept_loop(ctx: Context, listener: Listener, doors: Doors) {
@@ -241,24 +254,37 @@ async fn accept_loop(ctx: Context, listener: Listener, doors: Doors) {
             };
             match admitted {
                 None => {}
-                Some(Admitted::Local(stream)) => serve_one(&http, stream, doors.app, peer, stopping).await,
-                Some(Admitted::Observer(stream)) => serve_one(&http, stream, doors.observed, peer, stopping).await,
+                Some(Admitted::Local(stream, caller)) => match doors.express {
+                    None => serve_one(&http, stream, doors.app, caller, peer, stopping).await,
+                    Some(express) => {
+                        let Some((stream, read)) = express.serve(stream, stopping.clone()).await else { return };
+                        let (rest, answers) = stream.into_split();
+                        let again = tokio::io::join(io::Cursor::new(read).chain(rest), answers);
+                        serve_one(&http, again, doors.app, caller, peer, stopping).await;
+                    }
+                },
+                Some(Admitted::Observer(stream)) => serve_one(&http, stream, doors.observed, (), peer, stopping).await,
                 Some(Admitted::Node(stream, node)) => {
-                    let nodes = doors.nodes.layer(axum::Extension(node));
-                    serve_one(&http, *stream, nodes, peer, stopping).await;
+                    serve_one(&http, *stream, doors.nodes, node, peer, stopping).await;
                 }
             }
         });
     }
 }
 
-async fn serve_one(
+/// Every request of the connection says who makes it.
+async fn serve_one<W: Clone + Send + Sync + 'static>(
     http: &Builder<TokioExecutor>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     app: axum::Router,
+    who: W,
     peer: SocketAddr,
     stopping: CancellationToken,
 ) {
+    let app = app.map_request(move |mut request: axum::http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(who.clone());
+        request
+    });
     let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(app));
     tokio::pin!(connection);
     let ended = tokio::select! {

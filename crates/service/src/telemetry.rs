@@ -91,6 +91,17 @@ pub fn remote_parent(span: &Span, traceparent: &str) {
     let _ = span.set_parent(TraceContextPropagator::new().extract(&One(traceparent)));
 }
 
+/// A call that is part of this trace; of none when that is empty.
+pub fn in_trace<T>(message: T, traceparent: &str) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    if let Ok(value) = traceparent.parse::<tonic::metadata::AsciiMetadataValue>()
+        && !traceparent.is_empty()
+    {
+        request.metadata_mut().insert("traceparent", value);
+    }
+    request
+}
+
 /// The W3C trace context of the current span; `None` when nothing is traced.
 pub fn traceparent() -> Option<String> {
     struct One(Option<String>);

@@ -34,6 +34,12 @@ codes! {
     NodeOutOfRange = "node_out_of_range",
     /// No injection has this id.
     UnknownInjection = "unknown_injection",
+    /// No session has this id.
+    UnknownSession = "unknown_session",
+    /// The session has ended, or is as large as one may be.
+    SessionOver = "session_over",
+    /// The session did not move.
+    HandoffFailed = "handoff_failed",
     /// No approval has this name.
     UnknownApproval = "unknown_approval",
     /// The catalogue has no such provider.

@@ -138,6 +138,8 @@ named!(
         Codex = "codex",
         /// Built in, offline: answers what it was sent.
         Echo = "echo",
+        /// A conversation with the model that the dispatcher is configured with.
+        Chat = "chat",
     }
 );
 

@@ -15,7 +15,7 @@ use drover_proto::router as pb;
 use drover_proto::router::router_service_client::RouterServiceClient;
 use drover_proto::router::router_service_server::{RouterService, RouterServiceServer};
 use drover_proto::status_of;
-use drover_service::{Context, MAX_MESSAGE_BYTES};
+use drover_service::{Caller, Context, MAX_MESSAGE_BYTES};
 use drover_types::{ErrorCode, Failure};
 use futures::stream::{self, BoxStream, StreamExt as _};
 use serde_json::{Value, json};
@@ -504,6 +504,20 @@ impl RouterService for Fake {
     }
 }
 
+/// Lets everybody in whom the port lets in.
+#[derive(Debug)]
+struct Open;
+
+impl drover_control::Entrance for Open {
+    fn wants_token(&self) -> bool {
+        false
+    }
+
+    fn admit(&self, caller: Caller, _: Option<&str>) -> Result<Caller, Failure> {
+        Ok(caller)
+    }
+}
+
 /// A control plane over a fake router.
 pub struct Plane {
     /// Where clients connect.
@@ -541,7 +555,12 @@ impl Plane {
         let client = RouterServiceClient::new(
             RouterServiceServer::new(fake.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
         );
-        let settings = ControlSettings { max_line_bytes: max_line, client_max_bytes: client_max, debug: false };
+        let settings = ControlSettings {
+            max_line_bytes: max_line,
+            client_max_bytes: client_max,
+            debug: false,
+            entrance: Arc::new(Open),
+        };
         let serving = drover_control::serve(ctx.clone(), listener, client, settings);
         ctx.spawn("serve", async move { serving.await.unwrap() });
         Self { addr, fake, ctx, _dir: dir }

@@ -189,7 +189,8 @@ pub(crate) enum Out {
     Follow(Side, OutboxId, Cursor),
     Unfollow(Side, OutboxId),
     Hot(Side, SwarmId, NodeIndex, bool),
-    Ensure(SwarmId, Arc<LaunchSpec>),
+    /// With the trace of the launch.
+    Ensure(SwarmId, Arc<LaunchSpec>, String),
     Release(SwarmId, bool),
     RemoveMailbox(Side, SwarmId),
     /// Begins to talk to the follower of a side, or no longer does.

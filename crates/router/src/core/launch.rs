@@ -145,7 +145,7 @@ impl Core {
     pub(super) fn ensure_allocation(&mut self, key: SwarmKey, fx: &mut Effects) {
         let Some(swarm) = self.swarms.get_mut(&key) else { return };
         swarm.ensure.under_way = true;
-        fx.out.push(Out::Ensure(swarm.head.id.clone(), Arc::clone(&swarm.spec)));
+        fx.out.push(Out::Ensure(swarm.head.id.clone(), Arc::clone(&swarm.spec), swarm.facts.trace.clone()));
     }
 
     /// The allocator's answer.

@@ -110,7 +110,7 @@ impl RouterService for Service {
             last_seq: self.shared.log.last(),
             allocator_error: registry.allocator_error.clone(),
             follower_error: registry.follower_error.clone(),
-            store_error: self.shared.store_error.load().to_string(),
+            store_error: self.shared.unwritable(),
         }))
     }
 

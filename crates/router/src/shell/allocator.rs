@@ -9,7 +9,7 @@ use drover_proto::allocator::watch_allocations_response::Change;
 use drover_proto::allocator::{AllocationState, WorkerState};
 use drover_proto::common::LaunchSpec;
 use drover_proto::failure_of;
-use drover_service::{Context, MAX_MESSAGE_BYTES, now_us};
+use drover_service::{Context, MAX_MESSAGE_BYTES, in_trace, now_us};
 use drover_types::{ErrorCode, Failure, NodeIndex, SwarmId};
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -171,13 +171,13 @@ async fn ask_for_ever(
                 store.tell(Command::Happened(Input::Released(swarm, result))).await;
             });
         }
-        for (swarm, spec) in plan.ensure {
+        for (swarm, (spec, trace)) in plan.ensure {
             let (store, client, calls) = (store.clone(), client.clone(), Arc::clone(&calls));
             let shutdown = ctx.shutdown().clone();
             ctx.spawn("ensure-allocation", async move {
                 let work = async {
                     let _permit = calls.acquire().await;
-                    let result = ensure(client, &swarm, &spec).await;
+                    let result = ensure(client, &swarm, &spec, &trace).await;
                     store.tell(Command::Happened(Input::Ensured(swarm, result))).await;
                 };
                 shutdown.run_until_cancelled(work).await;
@@ -187,9 +187,9 @@ async fn ask_for_ever(
     }
 }
 
-async fn ensure(mut client: Client, swarm: &SwarmId, spec: &LaunchSpec) -> Result<Allocation, Failure> {
+async fn ensure(mut client: Client, swarm: &SwarmId, spec: &LaunchSpec, trace: &str) -> Result<Allocation, Failure> {
     let request = pb::EnsureAllocationRequest { swarm_id: swarm.to_string(), spec: Some(spec.clone()) };
-    match tokio::time::timeout(ENSURE_TIMEOUT, client.ensure_allocation(request)).await {
+    match tokio::time::timeout(ENSURE_TIMEOUT, client.ensure_allocation(in_trace(request, trace))).await {
         Ok(Ok(response)) => response
             .into_inner()
             .allocation

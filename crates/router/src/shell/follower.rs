@@ -8,7 +8,7 @@ use drover_proto::common::{Cursor, NodeRef, OutboxRef};
 use drover_proto::failure_of;
 use drover_proto::mailbox::mailbox_service_client::MailboxServiceClient;
 use drover_proto::mailbox::{DeliverRequest, Delivery, FollowFrom, FollowRequest, RemoveSwarmRequest};
-use drover_service::{Context, MAX_MESSAGE_BYTES, Target, connect, now_us};
+use drover_service::{Context, MAX_MESSAGE_BYTES, Target, connect, in_trace, now_us};
 use drover_types::SwarmId;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -232,7 +232,14 @@ async fn deliver(orders: Vec<DeliveryOrder>, store: &StoreHandle, metrics: &Metr
         })
         .collect();
     let asked = deliveries.len();
-    let call = client.deliver(DeliverRequest { deliveries });
+    // Records of several prompts may share a call; each names its own trace, and the call can be part of one only.
+    let traces = orders.iter().flat_map(|order| &order.records).filter_map(|record| match &record.body {
+        InboxBody::Inject(request) => Some(request.trace.as_str()),
+        InboxBody::Control { .. } => None,
+    });
+    let mut traces = traces.filter(|trace| !trace.is_empty());
+    let trace = traces.next().unwrap_or_default();
+    let call = client.deliver(in_trace(DeliverRequest { deliveries }, trace));
     let answered = match tokio::time::timeout(DELIVER_TIMEOUT, call).await {
         Ok(Ok(response)) => Ok(response.into_inner().results),
         Ok(Err(status)) => Err(failure_of(&status).message),

@@ -61,7 +61,8 @@ impl FollowPlan {
 /// What the allocator is to be asked.
 #[derive(Debug, Default)]
 pub(crate) struct AllocatorPlan {
-    pub(crate) ensure: BTreeMap<SwarmId, Arc<LaunchSpec>>,
+    /// What each swarm is to be, and the trace of its launch.
+    pub(crate) ensure: BTreeMap<SwarmId, (Arc<LaunchSpec>, String)>,
     pub(crate) release: BTreeMap<SwarmId, bool>,
     /// What it said has been missed: open the stream again.
     pub(crate) watch_again: bool,
@@ -142,8 +143,8 @@ impl Orders for Dispatch {
             }),
             Out::Reach(side, true) => self.reach(side),
             Out::Reach(side, false) => self.leave(&side),
-            Out::Ensure(swarm, spec) => plans.allocator.change(|plan| {
-                plan.ensure.insert(swarm, spec);
+            Out::Ensure(swarm, spec, trace) => plans.allocator.change(|plan| {
+                plan.ensure.insert(swarm, (spec, trace));
             }),
             Out::Release(swarm, force) => plans.allocator.change(|plan| {
                 plan.release.insert(swarm, force);

@@ -395,6 +395,12 @@ impl<O: Orders> Writer<O> {
                         .because
                         .insert(0, format!("The router cannot write its event log: {}.", failure.message));
                     explanation.next.insert(0, failure.hint);
+                } else if let Ok(explanation) = &mut answer {
+                    let why = self.shared.unwritable();
+                    if !why.is_empty() {
+                        let because = format!("The router cannot write its audit log, and refuses commands: {why}.");
+                        explanation.because.insert(0, because);
+                    }
                 }
                 drop(reply.send(answer));
             }

@@ -1,5 +1,6 @@
 //! The certificate authority of an instance: made when it is first needed, kept in the state directory, never sent anywhere.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
+use webpki::{BorrowedCertRevocationList, CertRevocationList};
 
 use super::files::{self, damaged, failed};
 use super::identity::{Identity, Parts, read_cas};
@@ -245,6 +247,33 @@ impl Authority {
         .signed_by(&self.issuer)?;
         files::write(&path, list.pem()?.as_bytes())?;
         Ok(list.der().to_vec())
+    }
+
+    /// The same, beside what is revoked already. What was never issued here cannot be.
+    pub fn revoke_also(&self, serials: &[String]) -> Result<(), PkiError> {
+        let mut all = self.revoked_serials()?;
+        all.extend(serials.iter().cloned());
+        self.revoke(&all.into_iter().collect::<Vec<_>>()).map(drop)
+    }
+
+    /// Serial numbers of the certificates that were issued and revoked.
+    pub fn revoked_serials(&self) -> Result<BTreeSet<String>, PkiError> {
+        let Some(der) = self.revoked()? else { return Ok(BTreeSet::new()) };
+        let path = self.dir.join(REVOKED);
+        let list = BorrowedCertRevocationList::from_der(&der).map_err(|error| damaged(&path, error.to_string()))?;
+        let list = CertRevocationList::from(list);
+        let is_on_it = |issued: &Issued| {
+            from_hex(&issued.serial).is_some_and(|serial| matches!(list.find_serial(&serial), Ok(Some(_))))
+        };
+        Ok(self.issued()?.into_iter().filter(is_on_it).map(|issued| issued.serial).collect())
+    }
+
+    /// Puts the list beside an identity, whose daemon has it in force at its next look.
+    pub fn lay_revoked(&self, identity: &Path) -> Result<(), PkiError> {
+        match files::read_optional(&self.dir.join(REVOKED))? {
+            Some(list) => files::write(&identity.join(REVOKED), &list),
+            None => Ok(()),
+        }
     }
 
     fn revoked(&self) -> Result<Option<Vec<u8>>, PkiError> {

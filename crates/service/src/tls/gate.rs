@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::NodePeer;
 use super::config::reason;
+use crate::caller::{Caller, Door};
 use crate::pki::{IdentityHandle, node_id_of};
 use crate::{now_us, peer};
 
@@ -75,6 +76,8 @@ impl Nodes {
 pub(crate) struct Gate {
     pub(crate) listen: SocketAddr,
     pub(crate) allowed: Arc<BTreeSet<u32>>,
+    /// Users whom the daemon itself asks what they may do.
+    pub(crate) guests: Arc<BTreeSet<u32>>,
     pub(crate) observers: Arc<BTreeSet<u32>>,
     pub(crate) refused: Counter,
     pub(crate) nodes: Nodes,
@@ -83,7 +86,7 @@ pub(crate) struct Gate {
 /// A connection that may come in.
 pub(crate) enum Admitted {
     /// Of an allowed user of this host.
-    Local(TcpStream),
+    Local(TcpStream, Caller),
     /// Of a user of this host who may only see how we fare.
     Observer(TcpStream),
     /// Of a node that showed its certificate.
@@ -134,30 +137,34 @@ impl Gate {
 
     async fn admit_local(&self, stream: TcpStream, peer: SocketAddr) -> Option<Admitted> {
         let uid = user_of(&stream, peer).await;
-        if uid.is_some_and(|uid| self.observers.contains(&uid) && !self.allowed.contains(&uid)) {
+        if uid.is_some_and(|uid| self.observers.contains(&uid) && !self.may_call(uid)) {
             return Some(Admitted::Observer(stream));
         }
-        self.judge(uid, peer).then_some(Admitted::Local(stream))
+        self.judge(uid, peer).map(|caller| Admitted::Local(stream, caller))
     }
 
-    /// Whether the kernel says that an allowed user of this host holds the other end.
-    pub(crate) async fn admit_user(&self, stream: &TcpStream, peer: SocketAddr) -> bool {
+    fn may_call(&self, uid: u32) -> bool {
+        self.allowed.contains(&uid) || self.guests.contains(&uid)
+    }
+
+    /// The user who holds the other end, when the kernel says that it is an allowed one of this host.
+    pub(crate) async fn admit_user(&self, stream: &TcpStream, peer: SocketAddr) -> Option<Caller> {
         self.judge(user_of(stream, peer).await, peer)
     }
 
-    fn judge(&self, uid: Option<u32>, peer: SocketAddr) -> bool {
+    fn judge(&self, uid: Option<u32>, peer: SocketAddr) -> Option<Caller> {
         match uid {
-            Some(uid) if self.allowed.contains(&uid) => true,
+            Some(uid) if self.may_call(uid) => Some(Caller { uid, door: Door::Grpc, proven: false }),
             // Connected and gone again before we looked: a probe. Nobody waits for an answer.
-            None if peer.ip().is_loopback() => false,
+            None if peer.ip().is_loopback() => None,
             None => {
                 self.nodes.refuse(peer, self.listen, "plaintext", "it comes from another host and is not encrypted");
-                false
+                None
             }
             Some(uid) => {
                 self.refused.inc();
-                warn!(%peer, uid, listen = %self.listen, "refused a connection of another user; security.allow_uids lists who may connect");
-                false
+                warn!(%peer, uid, listen = %self.listen, "refused a connection of another user; security.allow_uids and security.roles list who may connect");
+                None
             }
         }
     }

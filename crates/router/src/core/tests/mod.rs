@@ -145,7 +145,7 @@ impl World {
             Out::Hot(_, swarm, node, false) => drop(self.hot.remove(&(swarm, node.0))),
             Out::Reach(side, true) => drop(self.reached.insert(side)),
             Out::Reach(side, false) => assert!(self.reached.remove(&side), "{side} was not talked to"),
-            Out::Ensure(swarm, spec) => self.ensures.push((swarm, spec)),
+            Out::Ensure(swarm, spec, _) => self.ensures.push((swarm, spec)),
             Out::Release(swarm, force) => self.releases.push((swarm, force)),
             Out::RemoveMailbox(_, swarm) => self.removed.push(swarm),
         }
