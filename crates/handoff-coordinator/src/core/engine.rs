@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use drover_types::{Epoch, SessionId};
+use drover_types::{AgentKind, Epoch, SessionId};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -28,6 +28,10 @@ pub struct SessionView {
     pub state: State,
     /// Its turns.
     pub turns: u32,
+    /// Those that wait or run.
+    pub unanswered: u32,
+    /// The agent that talks in it, when that is known.
+    pub agent: Option<AgentKind>,
     /// Bytes of its records.
     pub bytes: u64,
 }
@@ -91,14 +95,35 @@ impl Engine {
 
     /// Everything that this node knows of.
     pub fn sessions(&self) -> impl Iterator<Item = SessionView> {
-        self.sessions.values().map(|session| SessionView {
+        self.sessions.values().map(|session| self.view(session))
+    }
+
+    /// This node serves a session or is about to.
+    pub fn holds(&self, session: &SessionId) -> bool {
+        self.sessions.get(session).is_some_and(Session::is_held)
+    }
+
+    /// One session, when this node knows of it.
+    pub fn session(&self, session: &SessionId) -> Option<SessionView> {
+        self.sessions.get(session).map(|session| self.view(session))
+    }
+
+    fn view(&self, session: &Session) -> SessionView {
+        SessionView {
             session: session.id.clone(),
             epoch: session.epoch(),
             owner: session.owner(&self.me.node).cloned(),
             state: session.state(),
             turns: session.outline.turns(),
+            unanswered: session.outline.unanswered() as u32,
             bytes: session.journal.len,
-        })
+            agent: session.outline.opening.as_ref().map(|opening| opening.agent),
+        }
+    }
+
+    /// This node is overloaded, with hysteresis.
+    pub fn is_over(&self) -> bool {
+        self.gate.is_over()
     }
 
     /// Sessions that this node serves or is about to, with those on their way in.
@@ -430,7 +455,7 @@ impl Engine {
         }
     }
 
-    /// Too much to do: the session that is moved most easily goes, and those that have just come stay.
+    /// Too much to do: the sessions that are moved most easily go, and those that have just come stay.
     fn rebalance(&mut self, out: &mut Vec<Effect>) {
         self.arm(Timer::Rebalance, self.now + self.settings.rebalance_interval);
         let (leaving, _) = self.moving();
@@ -438,13 +463,15 @@ impl Engine {
             return;
         }
         let settled = self.now.checked_sub(self.settings.residence);
-        let chosen = self
+        let mut movable: Vec<_> = self
             .sessions
             .values()
             .filter(|one| one.state() == State::Active && settled.is_some_and(|since| one.since <= since))
-            .min_by_key(|one| (one.outline.open.is_some(), one.journal.len, &one.id))
-            .map(|one| one.id.clone());
-        if let Some(id) = chosen {
+            .map(|one| (one.outline.open.is_some(), one.journal.len, &one.id))
+            .collect();
+        movable.sort_unstable();
+        movable.truncate(self.settings.max_moves - leaving);
+        for id in movable.into_iter().map(|(.., id)| id.clone()).collect::<Vec<_>>() {
             self.if_known(&id, out, |session, cx| session.request_move(cx, None, Why::Load));
         }
     }

@@ -73,6 +73,11 @@ impl Outline {
         self.turns.len() as u32
     }
 
+    /// What the session was opened with.
+    pub fn opening(&self) -> Option<&Opening> {
+        self.opening.as_ref()
+    }
+
     /// The last epoch that a record begins.
     pub fn epoch(&self) -> Epoch {
         self.epoch

@@ -21,6 +21,8 @@ use crate::files;
 
 /// A record is far smaller.
 const MAX_BYTES: u64 = 4096;
+/// Names the file system; no session can be called that.
+const STORE_NAME: &str = ".store";
 
 /// The adapter; cheap to clone, holds no file open.
 #[derive(Debug, Clone)]
@@ -66,6 +68,40 @@ impl SharedFiles {
         Ok(newest)
     }
 
+    /// The newest record of every session.
+    pub fn all(&self) -> Result<Vec<OwnerRecord>, OwnershipError> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&self.root).map_err(failed("list", &self.root))? {
+            let name = entry.map_err(failed("list", &self.root))?.file_name();
+            // What is no session's name is none of ours.
+            let Some(session) = name.to_str().and_then(|name| name.parse::<SessionId>().ok()) else { continue };
+            all.extend(self.newest(&session)?);
+        }
+        Ok(all)
+    }
+
+    /// Every owner that a session ever had, oldest first.
+    pub fn history(&self, session: &SessionId) -> Result<Vec<OwnerRecord>, OwnershipError> {
+        let dir = self.dir(session);
+        let newest = Self::newest_epoch(&dir)?.unwrap_or_default();
+        let read = (1..=newest.0).filter_map(|epoch| Self::read(&dir, session, Epoch(epoch)).transpose());
+        read.collect()
+    }
+
+    /// What this file system is called, so that nodes know whether they share it. Made by whoever asks first.
+    pub fn name(&self) -> Result<String, OwnershipError> {
+        let path = self.root.join(STORE_NAME);
+        let fresh = format!("{:016x}\n", rand::random::<u64>());
+        if !path.exists() {
+            files::publish(&self.root, STORE_NAME, fresh.as_bytes()).map_err(failed("make", &path))?;
+        }
+        let read = files::read_small(&path, MAX_BYTES).map_err(failed("read", &path))?;
+        let name = read.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default().trim().to_owned();
+        let known = name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let why = "it is to hold the name of this file system".to_owned();
+        if known { Ok(name) } else { Err(OwnershipError::Foreign { path, why }) }
+    }
+
     fn read(dir: &Path, session: &SessionId, epoch: Epoch) -> Result<Option<OwnerRecord>, OwnershipError> {
         let path = dir.join(name(epoch));
         let foreign = |why: String| OwnershipError::Foreign { path: path.clone(), why };
@@ -104,12 +140,14 @@ impl Ownership for SharedFiles {
     fn claim(&self, record: &OwnerRecord) -> Result<Claimed, OwnershipError> {
         let dir = self.dir(&record.session);
         files::make_dir(&dir).map_err(failed("make", &dir))?;
-        let newest = Self::newest_epoch(&dir)?.unwrap_or_default();
-        if newest.next() < record.epoch {
-            let (session, epoch) = (record.session.clone(), record.epoch);
+        // Only a directory that a client of a network file system remembers wrongly needs the closer look.
+        let follows = record.epoch == Epoch(1) || dir.join(name(Epoch(record.epoch.0.saturating_sub(1)))).exists();
+        let newest = if follows { None } else { Self::newest_epoch(&dir)? };
+        if !follows && newest.unwrap_or_default().next() < record.epoch {
+            let (session, epoch, newest) = (record.session.clone(), record.epoch, newest.unwrap_or_default());
             return Err(OwnershipError::Gap { session, epoch, newest });
         }
-        if newest < record.epoch {
+        if newest.is_none_or(|newest| newest < record.epoch) {
             let mut line = serde_json::to_vec(record).map_err(io::Error::from).map_err(failed("write", &dir))?;
             line.push(b'\n');
             // Taken or not: the file says whose it is.
@@ -124,13 +162,8 @@ impl Ownership for SharedFiles {
     }
 
     fn owned_by(&self, node: &NodeId) -> Result<Vec<OwnerRecord>, OwnershipError> {
-        let mut owned = Vec::new();
-        for entry in std::fs::read_dir(&self.root).map_err(failed("list", &self.root))? {
-            let name = entry.map_err(failed("list", &self.root))?.file_name();
-            // What is no session's name is none of ours.
-            let Some(session) = name.to_str().and_then(|name| name.parse::<SessionId>().ok()) else { continue };
-            owned.extend(self.newest(&session)?.filter(|newest| newest.owner.node == *node));
-        }
+        let mut owned = self.all()?;
+        owned.retain(|newest| newest.owner.node == *node);
         Ok(owned)
     }
 }
@@ -166,6 +199,10 @@ mod tests {
         assert_eq!(files.owned_by(&a.owner.node).unwrap(), []);
         let left = std::fs::read_dir(dir.path().join("s1/owners")).unwrap().count();
         assert_eq!(left, 2, "nothing is left behind");
+        let causes: Vec<_> = files.history(&a.session).unwrap().into_iter().map(|record| record.epoch.0).collect();
+        assert_eq!(causes, [1, 2]);
+        assert_eq!(files.name().unwrap(), SharedFiles::new(dir.path()).unwrap().name().unwrap());
+        assert_eq!(files.all().unwrap().len(), 1);
     }
 
     #[test]

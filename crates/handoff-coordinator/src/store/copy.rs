@@ -14,7 +14,12 @@ pub struct IncomingCopy {
     /// The beginning of a line whose end is still to come.
     rest: Vec<u8>,
     most: u64,
+    /// Bytes that the disk has for good.
+    synced: u64,
 }
+
+/// Bytes that may wait for the disk: at the end, while nobody can be served, there is little left to wait for.
+const UNSYNCED: u64 = 8 << 20;
 
 impl IncomingCopy {
     /// Goes on from what an earlier attempt left, unless it is to be `fresh`. A copy that cannot be read is begun anew.
@@ -24,7 +29,7 @@ impl IncomingCopy {
             Some(log) => log,
             None => SessionLog::create(path)?,
         };
-        Ok(Self { log, rest: Vec::new(), most })
+        Ok(Self { log, rest: Vec::new(), most, synced: 0 })
     }
 
     /// Bytes that are there; the next piece begins behind them.
@@ -53,6 +58,10 @@ impl IncomingCopy {
         if whole > 0 {
             self.log.write(&self.rest[..whole])?;
             self.rest.drain(..whole);
+        }
+        if self.log.sum().len >= self.synced + UNSYNCED {
+            self.log.sync()?;
+            self.synced = self.log.sum().len;
         }
         Ok(self.len())
     }

@@ -100,12 +100,17 @@ pub struct SessionStore {
     most: u64,
     /// The last append was still of the newest epoch.
     said: bool,
+    /// Number of the last record that is in a journal, this epoch's or one before.
+    journaled: u64,
+    /// Writing the log failed, so what it says of itself is not to be believed.
+    broken: bool,
 }
 
 impl SessionStore {
     /// Begins an epoch on top of a log that counts: an empty one, one that came in whole, or one that was read from the journals.
     pub fn begin(log: SessionLog, journals: Journals, epoch: Epoch, most: u64) -> Self {
-        Self { session: journals.session().clone(), epoch, log, journals, most, said: false }
+        let (session, journaled) = (journals.session().clone(), log.sum().outline.seq());
+        Self { session, epoch, log, journals, most, said: false, journaled, broken: false }
     }
 
     /// The log on this node.
@@ -113,10 +118,15 @@ impl SessionStore {
         &self.log
     }
 
+    /// The epoch that it writes.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// Goes on in another epoch, with the same log.
     #[must_use]
     pub fn next_epoch(self, epoch: Epoch) -> Self {
-        Self { epoch, said: false, ..self }
+        Self { epoch, said: false, journaled: self.log.sum().outline.seq(), ..self }
     }
 
     /// Brings records to both disks, then looks whether the epoch is still the newest. Safe to repeat.
@@ -127,20 +137,30 @@ impl SessionStore {
         ownership: &impl Ownership,
     ) -> Result<Appended, StoreError> {
         self.said = false;
-        let due = self.log.sum().outline.seq() + 1;
-        let records = records.get((due.saturating_sub(first)) as usize..).unwrap_or_default();
-        let mut bytes = Vec::new();
-        for (seq, record) in (due..).zip(records) {
-            encode(seq, record, &mut bytes).map_err(io::Error::from).map_err(failed("write", self.log.path()))?;
+        if self.broken {
+            self.log = SessionLog::open(self.log.path())?;
+            self.broken = false;
         }
-        let total = self.log.sum().len + bytes.len() as u64;
+        let (logged, journaled) = (self.log.sum().outline.seq(), self.journaled);
+        // What one of the two has from a try that failed at the other stands there once.
+        let from = logged.min(journaled).saturating_add(1).max(first);
+        let records = records.get((from - first) as usize..).unwrap_or_default();
+        let (mut bytes, mut to_journal, mut to_log) = (Vec::new(), 0, 0);
+        for (seq, record) in (from..).zip(records) {
+            encode(seq, record, &mut bytes).map_err(io::Error::from).map_err(failed("write", self.log.path()))?;
+            if seq <= journaled {
+                to_journal = bytes.len();
+            }
+            if seq <= logged {
+                to_log = bytes.len();
+            }
+        }
+        let total = self.log.sum().len + (bytes.len() - to_log) as u64;
         if total > self.most {
             return Err(StoreError::TooLarge { session: self.session.clone(), bytes: total, most: self.most });
         }
-        if !bytes.is_empty() {
-            self.journals.append(self.epoch, &bytes)?;
-            self.log.append(&bytes)?;
-        }
+        self.write(&bytes[to_journal..], &bytes[to_log..])?;
+        self.journaled = journaled.max(from + records.len() as u64 - 1);
         let newest = ownership.newest(&self.session).map_err(|error| {
             let path = self.journals.dir().to_owned();
             failed("look for a later epoch of", &path)(io::Error::other(error))
@@ -152,6 +172,20 @@ impl SessionStore {
                 Appended::Done { len: self.log.sum().len, digest: self.log.sum().digest }
             }
         })
+    }
+
+    /// Brings lines to both disks at the same time.
+    fn write(&mut self, to_journal: &[u8], to_log: &[u8]) -> Result<(), StoreError> {
+        let (journals, log, epoch) = (&mut self.journals, &mut self.log, self.epoch);
+        self.broken = !to_log.is_empty();
+        let (journal, log) = std::thread::scope(|scope| {
+            let log = scope.spawn(|| if to_log.is_empty() { Ok(()) } else { log.append(to_log) });
+            let journal = if to_journal.is_empty() { Ok(()) } else { journals.append(epoch, to_journal) };
+            (journal, log.join())
+        });
+        let log = log.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        self.broken &= log.is_err();
+        journal.and(log)
     }
 
     /// Puts all records so far into pieces, and lets go of what earlier owners wrote. Nothing when the last append was not `Done`: a checkpoint

@@ -1,0 +1,193 @@
+//! How long a move is felt, and what moving gains: figures of real daemons on this machine.
+#![expect(clippy::disallowed_methods, reason = "a test program has no tracked tasks; the handles are waited for")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use drover_proto::handoff::send_response::Update;
+use drover_proto::handoff::{OpenSession, SendRequest};
+use tokio::time::{MissedTickBehavior, sleep, timeout};
+
+use super::nodes::{Door, LIMIT, Nodes, Plan};
+
+/// Pause between two turns of the client that feels the moves.
+const BEAT: Duration = Duration::from_millis(5);
+/// How long a session stays where it is before the load alone moves it: shorter than by default, so that no figure waits for it.
+const RESIDENCE: Duration = Duration::from_secs(3);
+/// Nothing more moves after so long.
+const SETTLED: Duration = Duration::from_secs(5);
+
+fn ask(session: &str, request: String, prompt: &str) -> SendRequest {
+    SendRequest {
+        session_id: session.to_owned(),
+        request_id: request,
+        prompt: prompt.to_owned(),
+        open: Some(OpenSession { agent: "echo".to_owned(), ..OpenSession::default() }),
+        ..SendRequest::default()
+    }
+}
+
+/// Sends a turn; how long it took until it was kept, or until it was answered.
+async fn turn(door: &mut Door, request: SendRequest, only_kept: bool) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let mut stream = timeout(LIMIT, door.send(request)).await??.into_inner();
+    while let Some(response) = timeout(LIMIT, stream.message()).await?? {
+        match response.update {
+            Some(Update::Accepted(_)) if only_kept => return Ok(begun.elapsed()),
+            Some(Update::Answer(answer)) => {
+                ensure!(answer.fault.is_empty(), "{answer:?}");
+                return Ok(begun.elapsed());
+            }
+            _ => {}
+        }
+    }
+    anyhow::bail!("no answer")
+}
+
+fn share(sorted: &[Duration], of: f64) -> Duration {
+    let at = (sorted.len() as f64 * of) as usize;
+    sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
+}
+
+/// A client sends a turn every 5 ms while its session, which has so many MiB, moves to and fro. Of each move the turn counts that
+/// waited longest to be kept.
+pub async fn freeze(mib: usize, moves: usize) -> anyhow::Result<String> {
+    let nodes = Arc::new(Nodes::start(Plan::fast(2)).await?);
+    nodes.say(0, "felt", "open", "hello").await?;
+    for n in 0..mib {
+        nodes.say(0, "felt", &format!("grow{n}"), "@echo size=1048576").await?;
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let beats = tokio::spawn({
+        let (nodes, over) = (Arc::clone(&nodes), Arc::clone(&over));
+        async move {
+            let (mut ticks, mut sent) = (tokio::time::interval(BEAT), Vec::new());
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let door = nodes.door(0);
+            for n in 0_u64.. {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                ticks.tick().await;
+                let (mut door, request) = (door.clone(), ask("felt", format!("beat{n}"), "x"));
+                let at = Instant::now();
+                sent.push(tokio::spawn(async move { turn(&mut door, request, true).await.map(|kept| (at, kept)) }));
+            }
+            let mut felt = Vec::new();
+            for one in sent {
+                felt.push(one.await??);
+            }
+            Ok::<_, anyhow::Error>(felt)
+        }
+    });
+    let (mut spans, mut frozen) = (Vec::new(), Vec::new());
+    for _ in 0..moves {
+        sleep(Duration::from_millis(100)).await;
+        let from = nodes.owner("felt").context("nobody owns the session")?.1;
+        let begun = Instant::now();
+        let moved = nodes.hand_over(from, "felt", 1 - from).await?;
+        spans.push((begun, begun.elapsed()));
+        frozen.push(Duration::from_micros(moved.frozen_us));
+    }
+    sleep(Duration::from_millis(300)).await;
+    over.store(true, Ordering::Relaxed);
+    let felt = beats.await??;
+    let mut calm: Vec<Duration> = Vec::new();
+    let mut worst: Vec<Duration> = spans.iter().map(|_| Duration::ZERO).collect();
+    for (at, kept) in &felt {
+        let within = spans.iter().position(|(begun, took)| *at + *kept >= *begun && *at <= *begun + *took);
+        match within {
+            Some(index) => worst[index] = worst[index].max(*kept),
+            None => calm.push(*kept),
+        }
+    }
+    calm.sort_unstable();
+    worst.sort_unstable();
+    frozen.sort_unstable();
+    Ok(format!(
+        "{mib} MiB, {moves} moves, {} turns: the longest wait in a move p50 {:.1?} p99 {:.1?}, frozen p50 {:.1?} p99 {:.1?}; \
+         without a move p50 {:.1?} p99 {:.1?}",
+        felt.len(),
+        share(&worst, 0.5),
+        share(&worst, 0.99),
+        share(&frozen, 0.5),
+        share(&frozen, 0.99),
+        share(&calm, 0.5),
+        share(&calm, 0.99),
+    ))
+}
+
+/// What 200 sessions that all begin on one of four nodes feel, which each serve 8 turns of 50 ms at a time: with moves and without.
+pub async fn balance(sessions: usize, turns: usize) -> anyhow::Result<String> {
+    let (without, _) = loaded(false, sessions, turns).await?;
+    let (with, most) = loaded(true, sessions, turns).await?;
+    let gain = without.as_secs_f64() / with.as_secs_f64();
+    ensure!(gain >= 3.0, "p99 {without:?} without handoff and {with:?} with: {gain:.1} times");
+    ensure!(most <= 2, "a session moved {most} times");
+    Ok(format!(
+        "p99 {without:.2?} without handoff, {with:.2?} with: {gain:.1} times; no session moved more than {most} times"
+    ))
+}
+
+async fn loaded(enabled: bool, sessions: usize, turns: usize) -> anyhow::Result<(Duration, u64)> {
+    // The weights leave the sessions alone in the score: processor and memory of a machine that plays four nodes mean nothing.
+    let full = sessions * 77 / 200;
+    let plan = Plan::fast(4);
+    let swarm = plan.swarm.replace("handoff: {", &format!("handoff: {{ enabled: {enabled},")).replace(
+        "load_monitor: { enabled: false, max_sessions: 100000 }",
+        &format!(
+            "load_monitor: {{ enabled: false, max_sessions: {full}, cpu_weight: 0.0, memory_weight: 0.0, session_weight: 1.0 }}"
+        ),
+    );
+    let residence = format!("{}s", RESIDENCE.as_secs());
+    let environment = [("DROVER_SESSION_TURNS", "8"), ("DROVER_SESSION_RESIDENCE", &residence)];
+    let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+    let nodes = Arc::new(Nodes::start(Plan { swarm, environment, ..plan }).await?);
+    let names: Vec<String> = (0..sessions).map(|n| format!("load-{n}")).collect();
+    for batch in names.chunks(16) {
+        let opened = batch.iter().map(|name| {
+            let mut door = nodes.door(0);
+            let request = SendRequest { placed: true, ..ask(name, "open".to_owned(), "hello") };
+            async move { turn(&mut door, request, false).await }
+        });
+        futures::future::try_join_all(opened).await?;
+    }
+    if enabled {
+        // They stay for a while where they came to, and then as many go as the load asks for.
+        let (begun, mut last, mut since) = (Instant::now(), 0, Instant::now());
+        loop {
+            let away = names.iter().filter(|name| nodes.owner(name).is_some_and(|(_, owner, _)| owner != 0)).count();
+            if away != last {
+                (last, since) = (away, Instant::now());
+            }
+            if begun.elapsed() > RESIDENCE && last > 0 && since.elapsed() > SETTLED {
+                break;
+            }
+            ensure!(begun.elapsed() < 3 * LIMIT, "only {last} of {sessions} sessions have moved");
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+    let talks = names.iter().map(|name| {
+        let (nodes, name) = (Arc::clone(&nodes), name.clone());
+        tokio::spawn(async move {
+            let owner = nodes.owner(&name).context("a session is lost")?.1;
+            let (mut door, mut took) = (nodes.door(owner), Vec::new());
+            for n in 0..turns {
+                took.push(turn(&mut door, ask(&name, format!("t{n}"), "@echo delay=50ms"), false).await?);
+            }
+            Ok::<_, anyhow::Error>(took)
+        })
+    });
+    let talks: Vec<_> = talks.collect();
+    let mut took = Vec::new();
+    for talk in talks {
+        took.extend(talk.await??);
+    }
+    took.sort_unstable();
+    let epochs: BTreeMap<&String, u64> = names.iter().filter_map(|name| Some((name, nodes.owner(name)?.0))).collect();
+    let most = epochs.values().max().copied().unwrap_or(1) - 1;
+    Ok((share(&took, 0.99), most))
+}
