@@ -76,6 +76,11 @@ impl Cluster {
         self.environment.push((name.into(), value.into()));
     }
 
+    /// Runs this copy of the program from now on, such as one that is replaced while it runs.
+    pub fn use_program(&mut self, drover: PathBuf) {
+        self.drover = drover;
+    }
+
     /// Starts `drover up` again after [`Cluster::down`].
     pub async fn up(&mut self) -> anyhow::Result<()> {
         ensure!(self.up.is_none(), "drover up runs already");

@@ -8,6 +8,7 @@ pub mod codex;
 pub mod directive;
 pub mod emulate;
 pub mod fake_slurm;
+pub mod fake_telegram;
 pub mod lab;
 pub mod mock_llm;
 pub mod mock_responses;

@@ -1,0 +1,78 @@
+//! Doors: whoever takes what is said to sessions.
+
+use async_trait::async_trait;
+use drover_proto::handoff::handoff_service_client::HandoffServiceClient;
+use drover_service::{MAX_MESSAGE_BYTES, StateDir, Target, Token, address_book, connect, process};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+
+/// The generated client over a channel that finds its daemon again, and that shows the router's token where there is one.
+pub type Client = HandoffServiceClient<InterceptedService<Channel, Token>>;
+
+/// How nodes' doors are called in the address book: this, `-`, the swarm, `+`, the node's index.
+pub const DOOR: &str = "handoff-coordinator";
+
+/// One door.
+#[derive(Debug, Clone)]
+pub struct Door {
+    /// What people call it: the node's id, or an address.
+    pub name: String,
+    /// The way through it.
+    pub client: Client,
+}
+
+impl Door {
+    /// A door behind a channel.
+    pub fn new(name: impl Into<String>, channel: Channel) -> Self {
+        Self::with_token(name, channel, Token::default())
+    }
+
+    /// A door that wants to be shown a token.
+    pub fn with_token(name: impl Into<String>, channel: Channel, token: Token) -> Self {
+        let client = HandoffServiceClient::with_interceptor(channel, token)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Self { name: name.into(), client }
+    }
+
+    /// A door of this user's, at an address.
+    pub fn at(addr: &str) -> Self {
+        Self::new(addr, connect(Target::Address(addr.to_owned())))
+    }
+
+    /// A daemon of this instance.
+    pub fn of_daemon(name: &str, state: &StateDir, daemon: &str) -> Self {
+        Self::new(name, connect(Target::Daemon { state: state.clone(), name: daemon.to_owned() }))
+    }
+}
+
+/// Who knows doors. Asked again whenever one fails, since nodes come and go.
+#[async_trait]
+pub trait Doors: Send + Sync {
+    /// The doors there are now, best first.
+    async fn doors(&self) -> Vec<Door>;
+}
+
+/// Always the same doors.
+#[derive(Debug, Clone)]
+pub struct Fixed(pub Vec<Door>);
+
+#[async_trait]
+impl Doors for Fixed {
+    async fn doors(&self) -> Vec<Door> {
+        self.0.clone()
+    }
+}
+
+/// The doors of nodes that run on this host, of this instance, by the id of their node.
+pub fn local(state: &StateDir) -> Vec<(String, String)> {
+    let host = process::hostname();
+    address_book::list(state)
+        .into_iter()
+        .filter(|entry| entry.host == host && entry.is_alive())
+        .filter_map(|entry| {
+            let (swarm, index) = entry.name.strip_prefix(DOOR)?.strip_prefix('-')?.rsplit_once('+')?;
+            Some((format!("{swarm}/{index}"), entry.name.clone()))
+        })
+        .collect()
+}
