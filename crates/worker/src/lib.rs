@@ -20,12 +20,14 @@
 
 pub mod agent;
 mod bundle;
+pub mod chat;
 mod claim;
 pub mod codex;
 mod core;
 pub mod door;
 mod echo;
 mod grpc;
+mod handoff;
 mod inbox;
 mod journal;
 mod make;

@@ -8,6 +8,7 @@ use drover_types::{AgentKind, Failure};
 use tokio::sync::mpsc;
 
 use crate::agent::{Agent, AgentCommand, AgentEvent};
+use crate::chat::{self, ChatAgent};
 use crate::codex::{self, CodexAgent, CodexSettings, PoolDoor};
 use crate::door::{self, Token};
 use crate::echo::EchoAgent;
@@ -25,6 +26,10 @@ pub(crate) fn make_agent(
 ) -> Box<dyn Agent> {
     match kind {
         AgentKind::Echo => Box::new(EchoAgent::new(node_dir)),
+        AgentKind::Chat => match pool {
+            Some(plan) => Box::new(ChatAgent::new(plan, config, node_dir)),
+            None => Box::new(Unusable(chat::not_open())),
+        },
         AgentKind::Codex => match codex::find_binary(config) {
             Ok(bin) => Box::new(CheckedCodex { settings: codex_settings(bin, config, node_dir), pool }),
             Err(failure) => Box::new(Unusable(failure)),

@@ -16,12 +16,13 @@ use crate::agent::Agent;
 use crate::claim::{NodeLock, claim_generation, is_superseded, lock_node};
 use crate::core::{Core, Effect, Policy};
 use crate::grpc::Seat;
+use crate::handoff::Sessions;
 use crate::inbox::InboxReader;
 use crate::make::{Unusable, make_agent};
 use crate::membership::{Companion, Plan};
 use crate::metrics::Metrics;
 use crate::shell::{Feeds, Shell};
-use crate::store::{KEEP_BYTES, Stamp, Store};
+use crate::store::{Disk, KEEP_BYTES, Stamp, Store};
 use crate::{bundle, door, journal, tasks};
 
 /// Agent events that may wait for the loop; an agent that is faster waits.
@@ -57,7 +58,7 @@ pub(crate) struct TakenOver {
     pub(crate) id: OutboxId,
     mailbox: Mailbox,
     _lock: NodeLock,
-    store: Store<StreamWriter>,
+    store: Store<Disk>,
     core: (Core, Vec<Effect>),
     inbox_from: drover_mailbox::Cursor,
     laid_out: Result<usize, Failure>,
@@ -80,7 +81,8 @@ impl TakenOver {
             StreamWriter::open(&dir, bytes).with_context(|| format!("failed to open {} for writing", dir.display()))
         };
         let outbox = open(mailbox.outbox_dir(&id), config.segment_bytes.get())?;
-        let own_journal = open(mailbox.journal_dir(&id), JOURNAL_SEGMENT_BYTES)?;
+        let outbox = Disk::outbox(outbox, mailbox.beacon(&swarm));
+        let own_journal = Disk::journal(open(mailbox.journal_dir(&id), JOURNAL_SEGMENT_BYTES)?);
         let stamp = Stamp { job_id: job.to_string(), node_id: node.0, generation: id.generation.0 };
         let mut store = Store::new(outbox, own_journal, stamp, KEEP_BYTES);
         store.begin_journal(&memory, now_us()).context("failed to begin the journal")?;
@@ -168,11 +170,13 @@ impl TakenOver {
         };
         let shell = Shell::new(id, core, store, commands, fence, control, status_in, metrics);
         // Everything the agent needs is under way; nothing waits for this.
-        let companion = Companion::start(plan, ctx, shell.ears(), words_in);
+        let companion = Companion::start(plan.clone(), ctx, shell.ears(), words_in.clone());
+        let sessions = Sessions::start(plan, ctx, shell.ears().status, words_in);
         let ended = shell.drive(Feeds { events, inbox, drains, words, shutdown: ctx.shutdown().clone() }).await;
         door.send_replace(None);
         over.cancel();
         abandon.cancel();
+        sessions.end().await;
         companion.end().await;
         ended
     }

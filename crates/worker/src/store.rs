@@ -8,11 +8,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use drover_mailbox::{MAX_LINE_BYTES, Record, StreamWriter, encode_line};
+use drover_mailbox::{Beacon, MAX_LINE_BYTES, Record, StreamWriter, encode_line};
 use drover_types::InjectionId;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use thiserror::Error;
+use tracing::debug;
 
 use crate::core::{Entry, kind};
 use crate::journal::{self, Memory, OutboxPlace};
@@ -34,17 +35,38 @@ pub(crate) trait Sink: Send + 'static {
     fn position(&self) -> (u32, u64);
 }
 
-impl Sink for StreamWriter {
+/// A stream of the mailbox. What comes into an outbox the beacon of the swarm says too, for those whom no system tells.
+pub(crate) struct Disk {
+    stream: StreamWriter,
+    beacon: Option<Beacon>,
+}
+
+impl Disk {
+    pub(crate) fn journal(stream: StreamWriter) -> Self {
+        Self { stream, beacon: None }
+    }
+
+    pub(crate) fn outbox(stream: StreamWriter, beacon: Beacon) -> Self {
+        Self { stream, beacon: Some(beacon) }
+    }
+}
+
+impl Sink for Disk {
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        Self::append(self, lines)
+        self.stream.append(lines)?;
+        // The record is there; without the beacon it is found all the same, later.
+        if let Some(Err(error)) = self.beacon.as_mut().map(Beacon::flash) {
+            debug!(%error, "the beacon of the swarm cannot be flashed");
+        }
+        Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        Self::sync(self)
+        self.stream.sync()
     }
 
     fn position(&self) -> (u32, u64) {
-        Self::position(self)
+        self.stream.position()
     }
 }
 
@@ -316,19 +338,20 @@ fn sync(stream: &mut impl Sink, unsynced: &mut Unsynced) -> io::Result<()> {
 
 /// Records without which a reader is left with a wrong picture. The text of deltas comes again with `assistant`.
 fn is_needed(kind: &str) -> bool {
-    matches!(
-        kind,
-        kind::ASSISTANT
-            | kind::APPROVAL_REQUIRED
-            | kind::APPROVAL_RESOLVED
-            | kind::KEYRING_STATE
-            | kind::MEMBERSHIP_NOTES
-            | kind::TURN_COMPLETE
-            | kind::TURN_STARTED
-            | kind::WORKER_BYE
-            | kind::WORKER_ERROR
-            | kind::WORKER_HELLO
-    )
+    kind::HANDOFFS.contains(&kind)
+        || matches!(
+            kind,
+            kind::ASSISTANT
+                | kind::APPROVAL_REQUIRED
+                | kind::APPROVAL_RESOLVED
+                | kind::KEYRING_STATE
+                | kind::MEMBERSHIP_NOTES
+                | kind::TURN_COMPLETE
+                | kind::TURN_STARTED
+                | kind::WORKER_BYE
+                | kind::WORKER_ERROR
+                | kind::WORKER_HELLO
+        )
 }
 
 /// The fields of a record as text; what no reader could hold is replaced by a word on its size.

@@ -157,6 +157,8 @@ fn the_end_of_either_is_the_end_of_both() {
 fn a_node_that_another_job_has_taken_over_is_left_alone() {
     let mut host = Host::start(&settings());
     let worker = host.worker(1);
+    // A worker that has claimed still looks whether it was the last: nobody else comes before it has.
+    until("it serves its node", || host.log().contains("serving").then_some(()));
     // The job was put back and runs elsewhere.
     let elsewhere = Owner { host: "another".to_owned(), pid: 1, start_time: 1 };
     host.mailbox().claim(&Host::outbox(2), &elsewhere).unwrap();

@@ -113,6 +113,23 @@ impl CodexSettings {
     }
 }
 
+/// The thread that an agent set up like this goes on with; nothing when nothing was ever asked in one.
+pub fn thread_of(settings: &CodexSettings) -> std::io::Result<Option<String>> {
+    let memory = memory::ThreadMemory::load(&settings.thread_file)?;
+    Ok(memory.filter(|memory| memory.used).map(|memory| memory.thread_id))
+}
+
+/// Has an agent set up like this go on with a thread that was begun elsewhere, whose files are in its home; or begin a new one.
+pub fn go_on_with(settings: &CodexSettings, thread: Option<&str>) -> std::io::Result<()> {
+    match thread {
+        Some(thread) => memory::ThreadMemory { thread_id: thread.to_owned(), used: true }.save(&settings.thread_file),
+        None => match std::fs::remove_file(&settings.thread_file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    }
+}
+
 /// The agent.
 #[derive(Debug)]
 pub struct CodexAgent {

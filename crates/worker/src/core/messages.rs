@@ -15,6 +15,8 @@ pub(crate) mod kind {
     pub(crate) const ASSISTANT: &str = "assistant";
     pub(crate) const APPROVAL_REQUIRED: &str = "exec_approval_required";
     pub(crate) const APPROVAL_RESOLVED: &str = "exec_approval_resolved";
+    /// What the daemon of sessions tells of handoffs.
+    pub(crate) const HANDOFFS: [&str; 3] = ["HandoffStarted", "HandoffCompleted", "HandoffFailed"];
     pub(crate) const KEYRING_STATE: &str = "keyring_state";
     pub(crate) const MEMBERS: &str = "members";
     pub(crate) const MEMBERSHIP_NOTES: &str = "membership_notes";

@@ -55,7 +55,7 @@ impl Plan {
         config: &WorkerConfig,
         ctx: &Context,
     ) -> Option<Self> {
-        config.codex_asks_pool().then(|| Self {
+        config.nodes_ask_pool().then(|| Self {
             ctx: ctx.clone(),
             node_id: format!("{}/{}", id.swarm, id.node),
             mailbox: mailbox.root().to_owned(),

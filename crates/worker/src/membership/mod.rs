@@ -11,7 +11,7 @@
 //! ```
 
 mod notes;
-mod process;
+pub(crate) mod process;
 mod report;
 mod seeds;
 mod talk;
@@ -68,7 +68,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Whether there is to be a daemon at all.
-    fn is_wanted(&self) -> bool {
+    pub(crate) fn is_wanted(&self) -> bool {
         if !self.config.swarm.as_ref().is_none_or(|swarm| swarm.enabled) {
             return false;
         }
@@ -79,7 +79,7 @@ impl Plan {
         able
     }
 
-    fn node_id(&self) -> String {
+    pub(crate) fn node_id(&self) -> String {
         format!("{}/{}", self.id.swarm, self.id.node)
     }
 
@@ -187,8 +187,9 @@ impl Keeper {
 
     /// One life of the daemon. Why it ended, or nothing when it was told to.
     async fn run(&mut self, leave: &CancellationToken) -> Option<String> {
+        let name = process::instance(&self.plan);
         tokio::select! {
-            () = process::after_predecessor(&self.plan, self.ctx.state()) => {}
+            () = process::after_predecessor(&name, self.ctx.state()) => {}
             () = leave.cancelled() => return None,
         }
         let (dir, swarm, own) = (seeds::dir(&self.plan.mailbox), self.plan.id.swarm.to_string(), self.plan.node_id());
@@ -212,7 +213,7 @@ impl Keeper {
         };
         self.talk.end();
         if let Some(status) = status {
-            return Some(process::why(&self.plan, &status));
+            return Some(process::why(&process::log_file(&self.plan), &status));
         }
         running.ask_to_end();
         self.forget_seed().await;

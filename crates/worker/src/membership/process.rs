@@ -28,7 +28,7 @@ const PREDECESSOR: Duration = Duration::from_secs(4);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A daemon that was started, and runs until it is found dead.
-pub(super) struct Running {
+pub(crate) struct Running {
     child: Child,
     /// The kernel closes it with this process, and then the daemon ends.
     _line: Option<ChildStdin>,
@@ -52,7 +52,13 @@ impl Running {
             .env("DROVER_MEMBERSHIP_DIR", plan.node_dir.join("membership"))
             .env("DROVER_SEEDS", seeds.join(","))
             .env("DROVER_LABELS", plan.labels())
-            .env("DROVER_CAPABILITIES", plan.capabilities())
+            .env("DROVER_CAPABILITIES", plan.capabilities());
+        Self::spawn(command, ctx, log)
+    }
+
+    /// Starts a program that ends when this process does.
+    pub(crate) fn spawn(mut command: Command, ctx: &Context, log: File) -> Result<Self, String> {
+        command
             .env(LIFELINE, "stdin")
             // A signal from the terminal is for the worker, which ends the daemon in its turn.
             .process_group(0)
@@ -62,25 +68,26 @@ impl Running {
         if let Some(file) = ctx.config_file() {
             command.env("DROVER_CONFIG", file);
         }
-        let mut child = command.spawn().map_err(|error| format!("{}: {error}", program.path.display()))?;
+        let program = command.as_std().get_program().to_string_lossy().into_owned();
+        let mut child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
         // Waiting for a child closes what it still holds of its input.
         let line = child.stdin.take();
-        info!(pid = child.id(), "membership started");
+        info!(pid = child.id(), program, "a daemon beside this worker started");
         Ok(Self { child, _line: line })
     }
 
     /// Waits for its end.
-    pub(super) async fn ended(&mut self) -> io::Result<ExitStatus> {
+    pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
         self.child.wait().await
     }
 
     /// Its process id, while it has one.
-    pub(super) fn pid(&self) -> Option<u32> {
+    pub(crate) fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
     /// Asks it to say good-bye and end.
-    pub(super) fn ask_to_end(&self) {
+    pub(crate) fn ask_to_end(&self) {
         if let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
             // One that is gone already needs no word.
             let _ = kill_process(pid, Signal::TERM);
@@ -94,17 +101,17 @@ pub(super) fn instance(plan: &Plan) -> String {
 }
 
 /// Waits until the daemon of an earlier worker of this node is gone, and ends it when it does not go by itself.
-pub(super) async fn after_predecessor(plan: &Plan, state: &StateDir) {
-    let (name, deadline) = (instance(plan), Instant::now() + PREDECESSOR);
+pub(crate) async fn after_predecessor(name: &str, state: &StateDir) {
+    let deadline = Instant::now() + PREDECESSOR;
     let mut pause = LOOK_AGAIN;
-    while let Some(entry) = address_book::read(state, &name) {
+    while let Some(entry) = address_book::read(state, name) {
         let there = ProcessId { pid: entry.pid, start_time: entry.start_time };
         if entry.host != process::hostname() {
             // A directory that several hosts share. Of two daemons of one name the others believe the later one.
             return;
         }
         if Instant::now() >= deadline {
-            warn!(pid = there.pid, "the membership daemon of an earlier worker does not end by itself");
+            warn!(pid = there.pid, name, "the daemon of an earlier worker does not end by itself");
             if let Some(pid) = Pid::from_raw(there.pid.cast_signed()).filter(|_| process::is_alive(&there)) {
                 let _ = kill_process(pid, Signal::KILL);
             }
@@ -114,11 +121,11 @@ pub(super) async fn after_predecessor(plan: &Plan, state: &StateDir) {
     }
 }
 
-fn log_file(plan: &Plan) -> PathBuf {
+pub(super) fn log_file(plan: &Plan) -> PathBuf {
     plan.node_dir.join("membership.log")
 }
 
-fn open_log(path: &Path) -> io::Result<File> {
+pub(crate) fn open_log(path: &Path) -> io::Result<File> {
     if fs::metadata(path).is_ok_and(|meta| meta.len() > LOG_BYTES) {
         fs::rename(path, path.with_extension("log.1"))?;
     }
@@ -126,12 +133,12 @@ fn open_log(path: &Path) -> io::Result<File> {
 }
 
 /// Why it ended, in its own last words when there are any.
-pub(super) fn why(plan: &Plan, status: &io::Result<ExitStatus>) -> String {
+pub(crate) fn why(log: &Path, status: &io::Result<ExitStatus>) -> String {
     let how = match status {
         Ok(status) => status.to_string(),
         Err(error) => format!("its end cannot be learnt: {error}"),
     };
-    match last_line(&log_file(plan)) {
+    match last_line(log) {
         Some(line) => format!("{how}; its log ends: {line}"),
         None => how,
     }

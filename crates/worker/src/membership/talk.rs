@@ -164,7 +164,7 @@ impl Talk {
             let running = u32::from(self.ears.status.borrow_and_update().running.is_some());
             if sessions != Some(running) {
                 let report =
-                    within(client.report_load(ReportLoadRequest { sessions: running, max_sessions: 0 })).await?;
+                    within(client.report_load(ReportLoadRequest { sessions: running, ..Default::default() })).await?;
                 sessions = Some(running);
                 self.load(client, report.into_inner().load).await?;
             }
