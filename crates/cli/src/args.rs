@@ -96,15 +96,39 @@ Examples:
     /// Answer an approval
     #[command(after_help = "Examples:\n  drover approve 91ce\n  drover approve 91ce --decline")]
     Approve(Approve),
+    /// Show who changed what: every command that the router was given and that is no mere look
+    #[command(
+        after_help = "Examples:\n  drover audit\n  drover audit --user 1002 --last 20\n  drover audit --all --json"
+    )]
+    Audit(Audit),
     /// Interrupt the running turns of a swarm, or withdraw a waiting prompt
     #[command(after_help = "Example:\n  drover interrupt 6c1f --node 2")]
     Interrupt(Interrupt),
-    /// Say why a swarm, a node or an injection is where it is
-    #[command(after_help = "Examples:\n  drover why 6c1f\n  drover why 6c1f/2")]
+    /// Say why a swarm, a node, an injection or a session is where it is
+    #[command(after_help = "Examples:\n  drover why 6c1f\n  drover why 6c1f/2\n  drover why notes")]
     Why(Why),
     /// Show who is there: every node as the other nodes see it, with its state and load
     #[command(after_help = "Examples:\n  drover members\n  drover members --watch\n  drover members 6c1f --json")]
     Members(Members),
+    /// List the sessions: conversations, and the node on which each lives
+    #[command(after_help = "Examples:\n  drover sessions\n  drover sessions notes\n  drover sessions --all --json")]
+    Sessions(Sessions),
+    /// Say something in a session and stream the answer; the session is opened when the id is new
+    #[command(after_help = "\
+A session is a conversation that may move to another node while it goes on. What is said is
+answered once: said again with the same --request, it is the same turn.
+
+Examples:
+  drover send notes --prompt \"Remember the word heliotrope.\"
+  drover send notes --prompt \"Which word was it?\"
+  git diff | drover send review --agent codex --prompt -")]
+    Send(SendArgs),
+    /// Move a session to another node, while it goes on
+    #[command(after_help = "Examples:\n  drover handoff notes\n  drover handoff notes --to 6c1f/2")]
+    Handoff(Handoff),
+    /// Move all sessions away from a node, and let it take no new ones
+    #[command(after_help = "Examples:\n  drover drain 6c1f/0\n  drover drain 6c1f/0 --undo")]
+    Drain(Drain),
     /// Show and change the ring of keys that the nodes' gossip is sealed with
     #[command(after_help = "\
 A key is changed in three steps, and each waits until nobody is cut off by it:
@@ -112,6 +136,13 @@ A key is changed in three steps, and each waits until nobody is cut off by it:
   drover keys use 5e              every node seals with it
   drover keys remove a1           nobody takes the old one any more")]
     Keys(Keys),
+    /// Make, list, renew and revoke the certificates by which nodes of this instance know each other
+    #[command(after_help = "\
+Launches issue what their nodes need, and renew it. These are for hosts outside of swarms and for thefts:
+  drover pki issue spare/0 --to DIR   an identity for a daemon's --identity DIR
+  drover pki revoke 6c1f.../2          no node takes it any more
+  drover pki rotate                    fresh keys for every node of this host, while they run")]
+    Pki(Pki),
     /// Have many prompts answered at once, as fast as limits and money allow
     #[command(after_help = "\
 A file has one prompt a line, or one JSON object a line, such as
@@ -314,6 +345,22 @@ pub(crate) struct Events {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// How many of the last commands
+    #[arg(long, value_name = "N", default_value_t = 50, conflicts_with = "all")]
+    pub(crate) last: usize,
+    /// All that were ever written down
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only of this user, by id
+    #[arg(long, value_name = "UID")]
+    pub(crate) user: Option<u32>,
+    /// Only of this swarm, by its id or a beginning of it
+    #[arg(long, value_name = "SWARM")]
+    pub(crate) swarm: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Approvals {
     /// Only of this swarm
     pub(crate) swarm: Option<String>,
@@ -345,8 +392,8 @@ pub(crate) struct Interrupt {
 
 #[derive(Debug, Args)]
 pub(crate) struct Why {
-    /// SWARM, SWARM/INDEX or an injection id; `last` is the swarm that was launched last
-    #[arg(value_name = "SWARM|NODE|INJECTION")]
+    /// SWARM, SWARM/INDEX, an injection id or a session; `last` is the swarm that was launched last
+    #[arg(value_name = "SWARM|NODE|INJECTION|SESSION")]
     pub(crate) subject: String,
 }
 
@@ -357,6 +404,63 @@ pub(crate) struct Members {
     /// Stay and show changes as they come
     #[arg(long)]
     pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sessions {
+    /// Show what was said in this one
+    pub(crate) session: Option<String>,
+    /// Those that are over, too
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// End the session once its turns are answered
+    #[arg(long, requires = "session")]
+    pub(crate) end: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SendArgs {
+    /// Session: letters, digits, `-`, `_` and `.`
+    pub(crate) session: String,
+    /// What is said; `-` reads it from standard input
+    #[arg(long, value_name = "P", required_unless_present = "prompt_file")]
+    pub(crate) prompt: Option<String>,
+    /// File that holds what is said
+    #[arg(long, value_name = "F", conflicts_with = "prompt")]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// Agent of a new session; without it the one that nodes are configured with
+    #[arg(long, value_name = "AGENT", value_parser = agents())]
+    pub(crate) agent: Option<String>,
+    /// What a node of a new session must be able to do, as `drover members` shows it; may be repeated
+    #[arg(long = "needs", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) needs: Vec<(String, String)>,
+    /// Something to be known of a new session; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// A node's own door instead of the router; may be repeated, and the next is taken when one fails
+    #[arg(long = "entry", value_name = "HOST:PORT", value_parser = host_port)]
+    pub(crate) entries: Vec<String>,
+    /// Name of this turn; said again under the same name it is the same turn. Without it a fresh one
+    #[arg(long, value_name = "ID")]
+    pub(crate) request: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Handoff {
+    /// Session
+    pub(crate) session: String,
+    /// Node that is to have it, such as 6c1f/2; without it the one that suits best
+    #[arg(long, value_name = "NODE")]
+    pub(crate) to: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drain {
+    /// Node, as `drover members` shows it, such as 6c1f/0
+    pub(crate) node: String,
+    /// Let it take sessions again
+    #[arg(long)]
+    pub(crate) undo: bool,
 }
 
 #[derive(Debug, Args)]
@@ -379,6 +483,64 @@ pub(crate) enum KeyAction {
     /// Let all nodes forget a key; refused while one of them seals with it
     #[command(after_help = "Example:\n  drover keys remove a1")]
     Remove(KeyNamed),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pki {
+    #[command(subcommand)]
+    pub(crate) action: PkiAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiAction {
+    /// Make the authority of this instance, unless there is one: the first launch does so too
+    #[command(after_help = "Example:\n  drover pki init")]
+    Init,
+    /// Issue an identity: a directory with key, certificate and whom to trust
+    #[command(after_help = "Example:\n  drover pki issue spare/0 --to identity")]
+    Issue(PkiIssue),
+    /// List every certificate that was issued, and whether it is still good
+    #[command(after_help = "Example:\n  drover pki list --json")]
+    List,
+    /// Put a fresh key and certificate into identities; daemons that run show them at their next connection
+    #[command(after_help = "Examples:\n  drover pki rotate\n  drover pki rotate identity --revoke")]
+    Rotate(PkiRotate),
+    /// Revoke certificates for good: by node, by serial number
+    #[command(after_help = "Example:\n  drover pki revoke spare/0")]
+    Revoke(PkiRevoke),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PkiIssue {
+    /// Whose it is: `SWARM/INDEX`, or any name for a host outside of swarms
+    #[arg(value_name = "NODE")]
+    pub(crate) node: String,
+    /// The directory to make
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
+    /// How long it is good
+    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PkiRotate {
+    /// Identity directories; without any: those of all nodes whose files this host has
+    #[arg(value_name = "DIR")]
+    pub(crate) dirs: Vec<PathBuf>,
+    /// Also revoke what these nodes had before
+    #[arg(long)]
+    pub(crate) revoke: bool,
+    /// How long the new ones are good
+    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PkiRevoke {
+    /// Nodes, or serial numbers of `drover pki list`
+    #[arg(value_name = "NODE|SERIAL", required = true)]
+    pub(crate) names: Vec<String>,
 }
 
 #[derive(Debug, Args)]

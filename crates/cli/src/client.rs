@@ -1,13 +1,16 @@
 //! The connection to the router.
 
+use std::error::Error as _;
 use std::future::Future;
 use std::time::Duration;
 
+use drover_config::Config;
 use drover_proto::router as pb;
 use drover_proto::router::router_service_client::RouterServiceClient;
-use drover_service::{MAX_MESSAGE_BYTES, StateDir, Target, address_book, process};
+use drover_service::{MAX_MESSAGE_BYTES, StateDir, Target, Token, address_book, process};
 use drover_types::ErrorCode;
 use tokio::time::Instant;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
@@ -16,8 +19,8 @@ use crate::daemons;
 use crate::fault::{self, Exit, Fault};
 use crate::start;
 
-/// The generated client over a channel that finds a restarted router again.
-pub(crate) type Rpc = RouterServiceClient<Channel>;
+/// The generated client over a channel that finds a restarted router again, and that shows the router's token.
+pub(crate) type Rpc = RouterServiceClient<InterceptedService<Channel, Token>>;
 
 /// A router that answered.
 #[derive(Debug, Clone)]
@@ -35,10 +38,18 @@ const LAST: &str = "last";
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// The client of a target, not connected yet.
-pub(crate) fn rpc(target: Target) -> Rpc {
-    RouterServiceClient::new(drover_service::connect(target))
+pub(crate) fn rpc(target: Target, token: Token) -> Rpc {
+    RouterServiceClient::with_interceptor(drover_service::connect(target), token)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// What the configuration says that the router wants to be shown.
+pub(crate) fn token(config: &Config) -> Result<Token, Fault> {
+    Token::load(config.security.token_file.as_deref()).map_err(|error| {
+        let cause = error.source().map_or_else(String::new, |cause| format!(" ({cause})"));
+        Fault::new(Exit::BadConfig, format!("{error}{cause}"))
+    })
 }
 
 impl Client {
@@ -54,7 +65,7 @@ impl Client {
             on_this_host(&state)?;
             Target::Daemon { state, name: daemons::ROUTER.to_owned() }
         };
-        let mut rpc = rpc(target);
+        let mut rpc = rpc(target, token(&app.config)?);
         let deadline = Instant::now() + FIRST_ANSWER;
         let info = loop {
             let asked = tokio::time::timeout(Duration::from_secs(2), rpc.get_info(pb::GetInfoRequest {})).await;

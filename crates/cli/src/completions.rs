@@ -129,7 +129,7 @@ mod tests {
             assert!(bash.contains(&format!("        {}) words=", command.get_name())), "{}", command.get_name());
             assert!(fish.contains(&format!("-a {} ", command.get_name())), "{}", command.get_name());
         }
-        assert!(bash.contains("launch:--agent) words=\"codex echo\""), "{bash}");
+        assert!(bash.contains("launch:--agent) words=\"codex echo chat\""), "{bash}");
         assert!(bash.contains("--dry-run") && fish.contains("-l dry-run"));
     }
 

@@ -37,7 +37,9 @@ pub(crate) const ALL: &[Linked] = &[
     linked::<drover_follower::Follower>(),
     linked::<drover_worker::Worker>(),
     linked::<drover_membership::Membership>(),
+    linked::<drover_handoff::Coordinator>(),
     linked::<drover_dispatcher::Dispatcher>(),
+    linked::<drover_telegram::TelegramGateway>(),
 ];
 
 /// The daemons of the login side, in the order in which they are started: the router last, so that it finds the others.

@@ -83,19 +83,6 @@ const WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ("node_scaling", "web_search", "`node_scaling.search` names who searches"),
 ];
 
-/// Sections whose daemons are not part of this version, and what is to be said of each.
-pub(crate) const LATER: &[(&str, &str)] =
-    &[("swarm.handoff", "only load_threshold is acted on by this version"), ("swarm.rpc", NOBODY_YET)];
-
-const NOBODY_YET: &str = "no daemon of this version acts on it";
-
-/// What is to be said of a section when it is one of those of later.
-pub(crate) fn later(path: &str) -> Option<&'static str> {
-    let inside =
-        |section: &str| path.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    LATER.iter().find(|(section, _)| inside(section)).map(|(_, what)| *what)
-}
-
 /// Brings an existing file into our shape and says what of it has no effect.
 pub(crate) fn modernise(root: &mut Node) -> Vec<Remark> {
     let mut remarks = Vec::new();
@@ -118,15 +105,6 @@ pub(crate) fn modernise(root: &mut Node) -> Vec<Remark> {
                 !matches
             });
         });
-    }
-    for (section, what) in LATER {
-        let found = section.split('.').try_fold(&*root, |node, key| node.get(key));
-        if found.is_some_and(|node| node.value != Value::Null) {
-            remarks.push(Remark {
-                place: root.place_of(section),
-                message: format!("section {section}: read and checked; {what}"),
-            });
-        }
     }
     remarks.sort_by_key(|remark| match remark.place {
         Place::File { line, column } => (line, column),

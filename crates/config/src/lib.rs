@@ -21,6 +21,7 @@ mod schema;
 mod secret;
 mod sections;
 mod swarm;
+mod telegram;
 mod tree;
 mod validate;
 
@@ -38,10 +39,13 @@ pub use scaling::{
     SimSettings,
 };
 pub use schema::{Key, schema};
-pub use sections::{AllocatorConfig, FollowerConfig, RouterConfig, SecurityConfig, TelemetryConfig, WorkerConfig};
+pub use sections::{
+    AllocatorConfig, FollowerConfig, RolesConfig, RouterConfig, SecurityConfig, TelemetryConfig, WorkerConfig,
+};
 pub use swarm::{
     DiscoveryConfig, EventHandlerConfig, EventsConfig, HandoffConfig, LoadMonitorConfig, RpcConfig, SwarmConfig,
 };
+pub use telegram::TelegramConfig;
 pub use validate::Problem;
 
 use schema::section;
@@ -76,6 +80,9 @@ section! {
         /// Membership, load monitoring and handoff.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub swarm: Option<SwarmConfig> = None,
+        /// Talking to sessions by writing to a Telegram bot.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub telegram: Option<TelegramConfig> = None,
         /// Many prompts at once through a model provider.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub node_scaling: Option<NodeScalingConfig> = None,

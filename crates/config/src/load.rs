@@ -88,6 +88,9 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// Longest message about one thing.
+const MOST_MESSAGE: usize = 1000;
+
 /// What is wrong with a configuration: at least one thing. Displays as one line for each, `file:line:column: what`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadError {
@@ -108,9 +111,11 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // It may repeat a value, however long that is.
+        let message = drover_types::shortened(&self.message, MOST_MESSAGE);
         match self.position {
-            Some((line, column)) => write!(f, "{}:{line}:{column}: {}", self.origin, self.message),
-            None => write!(f, "{}: {}", self.origin, self.message),
+            Some((line, column)) => write!(f, "{}:{line}:{column}: {message}", self.origin),
+            None => write!(f, "{}: {message}", self.origin),
         }
     }
 }

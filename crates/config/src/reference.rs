@@ -30,9 +30,6 @@ pub fn reference() -> String {
         match entry {
             Entry::Section { path, doc } => {
                 let _ = write!(page, "\n## `{path}`\n\n{doc}\n");
-                if let Some(what) = crate::legacy::later(&path) {
-                    let _ = writeln!(page, "Read and checked; {what}.");
-                }
                 in_table = false;
             }
             Entry::Key(key) => {

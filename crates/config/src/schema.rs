@@ -74,6 +74,7 @@ macro_rules! plain_kind {
 
 plain_kind! {
     bool => "true or false",
+    i64 => "number",
     u16 => "number",
     u32 => "number",
     u64 => "number",

@@ -125,9 +125,14 @@ impl WorkerConfig {
         self.codex_provider == "pool"
     }
 
+    /// Agents of nodes ask the dispatcher for their model.
+    pub fn nodes_ask_pool(&self) -> bool {
+        self.codex_asks_pool() || self.agent == AgentKind::Chat
+    }
+
     /// Nodes come to the dispatcher, for models or for work.
     pub fn nodes_use_dispatcher(&self) -> bool {
-        self.codex_asks_pool() || self.run_tasks
+        self.nodes_ask_pool() || self.run_tasks
     }
 }
 
@@ -159,8 +164,31 @@ section! {
         pub allow_uids: Vec<u32> = Vec::new(),
         /// User ids whose processes may only ask how a daemon fares (`/healthz`, `/metrics`, `/targets`), such as that of Prometheus.
         pub metrics_uids: Vec<u32> = Vec::new(),
+        /// A file, mode 600, with a secret that every caller of the router has to show beside being an allowed user. Unset: none.
+        pub token_file: Option<PathBuf> = None,
+        /// Users who may do some things only.
+        pub roles: RolesConfig = RolesConfig::default(),
+        /// Size at which the log of who changed what goes on in another file. None is ever deleted.
+        pub audit_file_size: HumanSize = HumanSize::mib(16),
         /// Let nodes gossip in the clear when they have no identity; for closed networks and tests. Each start warns of it.
         pub gossip_plaintext: bool = false,
+    }
+}
+
+section! {
+    /// Who, beside the owner and `security.allow_uids`, may do what at the router. Each role is a list of user ids; a user of a role
+    /// reaches the router and no other daemon.
+    pub struct RolesConfig {
+        /// Who may see swarms, nodes, prompts and events. The JSON-line control plane tells everybody everything and wants this one.
+        pub read: Vec<u32> = Vec::new(),
+        /// Who may send prompts to swarms, and interrupt turns. Agents carry them out with the owner's rights.
+        pub inject: Vec<u32> = Vec::new(),
+        /// Who may launch swarms.
+        pub launch: Vec<u32> = Vec::new(),
+        /// Who may end swarms.
+        pub terminate: Vec<u32> = Vec::new(),
+        /// Who may see and answer approvals.
+        pub approve: Vec<u32> = Vec::new(),
     }
 }
 

@@ -1,5 +1,4 @@
-//! Membership, load and handoff. Parts whose daemons are not part of this version are read and checked, so that a file for
-//! them can be written today.
+//! Membership, load and handoff.
 
 use std::net::SocketAddr;
 
@@ -85,13 +84,13 @@ section! {
 section! {
     /// Giving sessions to other nodes.
     pub struct HandoffConfig {
-        /// Hand sessions off when the node is overloaded.
+        /// Hand sessions off when the node is overloaded. What a person orders is done anyway.
         pub enabled: bool = true,
         /// Load score from which a node is overloaded, from 0 to 1.
         pub load_threshold: f64 = 0.8,
         /// Longest time for one handoff.
         pub timeout: HumanDuration = HumanDuration::secs(30),
-        /// Attempts after the first.
+        /// Attempts with one node after the first; then it is reported suspect, and another is tried.
         pub max_retries: u32 = 3,
         /// Pause between attempts.
         pub retry_delay: HumanDuration = HumanDuration::secs(5),
@@ -101,7 +100,7 @@ section! {
 section! {
     /// Calls between nodes.
     pub struct RpcConfig {
-        /// Port that handoff calls come in on.
+        /// Port of a node's sessions: turns and handoffs come in there. With the default a free one is taken when it is in use.
         pub port: u16 = 7947,
         /// Longest time for one call.
         pub timeout: HumanDuration = HumanDuration::secs(10),

@@ -114,6 +114,7 @@ impl Config {
             format!("must not be shorter than follower.hot_poll, which is {}", follower.hot_poll),
         );
         check.at_least("follower.segment_bytes", follower.segment_bytes, MIN_SEGMENT);
+        check.at_least("security.audit_file_size", self.security.audit_file_size, MIN_SEGMENT);
         if let Some(idle) = follower.end_when_idle {
             check.positive("follower.end_when_idle", idle);
         }

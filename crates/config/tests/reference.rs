@@ -49,6 +49,9 @@ fn links_between_pages_lead_somewhere() {
         "docs/operators.md",
         "docs/runbook.md",
         "docs/security.md",
+        "docs/quick-start.md",
+        "docs/upgrading.md",
+        "docs/protocol.md",
     ] {
         let page = root.join(page);
         let text = std::fs::read_to_string(&page).unwrap();

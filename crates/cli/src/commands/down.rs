@@ -52,7 +52,7 @@ pub(super) async fn run(app: &App) -> anyhow::Result<Exit> {
     let _lock = if up.is_none() { Some(start::only_one(&state).await?) } else { None };
     let daemons = running(&state);
     let ends_too = up.and_then(|_| files::swarm_of_holder(&state, start::UP_LOCK));
-    let going_on = swarms(&state, ends_too.as_deref()).await;
+    let going_on = swarms(app, &state, ends_too.as_deref()).await;
 
     // An `up` ends its daemons itself; it would start again what is ended behind its back.
     let told = up.map_or_else(|| daemons.clone(), |up| vec![up]);
@@ -84,8 +84,9 @@ fn running(state: &StateDir) -> Vec<Doomed> {
 }
 
 /// How many swarms go on beside the one that ends too; `None` when the router does not say.
-async fn swarms(state: &StateDir, ends_too: Option<&str>) -> Option<usize> {
-    let mut rpc = client::rpc(Target::Daemon { state: state.clone(), name: ROUTER.to_owned() });
+async fn swarms(app: &App, state: &StateDir, ends_too: Option<&str>) -> Option<usize> {
+    let mut rpc =
+        client::rpc(Target::Daemon { state: state.clone(), name: ROUTER.to_owned() }, client::token(&app.config).ok()?);
     let asked = tokio::time::timeout(ASKING, rpc.list_swarms(pb::ListSwarmsRequest {})).await;
     let swarms = asked.ok()?.ok()?.into_inner().swarms;
     let goes_on = |swarm: &&pb::Swarm| {

@@ -3,21 +3,27 @@
 mod approvals;
 mod ask;
 mod attach;
+mod audit;
 pub(crate) mod connect;
 mod demo;
 mod dispatch;
 mod doctor;
 mod down;
+mod drain;
 mod events;
 mod fetch;
 mod follow;
+mod handoff;
 mod inject;
 mod interrupt;
 mod keys;
 mod launch;
 mod list;
 mod members;
+mod pki;
 mod research;
+mod send;
+mod sessions;
 mod setup;
 mod site;
 mod site_codex;
@@ -35,7 +41,7 @@ use crate::fault::{Exit, Fault};
 /// Carries out a command.
 pub(crate) async fn run(app: &App, command: Command) -> anyhow::Result<Exit> {
     match command {
-        Command::Demo(args) => demo::run(app, args).await,
+        Command::Demo(args) => Box::pin(demo::run(app, args)).await,
         Command::Up(args) => up::run(app, args).await,
         Command::Down => down::run(app).await,
         Command::Launch(args) => launch::run(app, args).await,
@@ -47,10 +53,16 @@ pub(crate) async fn run(app: &App, command: Command) -> anyhow::Result<Exit> {
         Command::Events(args) => events::run(app, &args).await,
         Command::Approvals(args) => approvals::list(app, &args).await,
         Command::Approve(args) => approvals::approve(app, &args).await,
+        Command::Audit(args) => audit::run(app, &args),
         Command::Interrupt(args) => interrupt::run(app, &args).await,
         Command::Why(args) => why::run(app, &args).await,
         Command::Members(args) => members::run(app, &args).await,
+        Command::Sessions(args) => sessions::run(app, &args).await,
+        Command::Send(args) => send::run(app, args).await,
+        Command::Handoff(args) => handoff::run(app, &args).await,
+        Command::Drain(args) => drain::run(app, &args).await,
         Command::Keys(args) => keys::run(app, args).await,
+        Command::Pki(args) => pki::run(app, &args),
         Command::Dispatch(args) => dispatch::run(app, args).await,
         Command::Research(args) => research::run(app, &args).await,
         Command::Ask(args) => ask::run(app, &args).await,
@@ -74,6 +86,8 @@ impl Command {
                 | Self::Up(_)
                 | Self::Launch(_)
                 | Self::Inject(_)
+                | Self::Send(_)
+                | Self::Drain(_)
                 | Self::Attach(_)
                 | Self::Events(_)
                 | Self::Members(_)

@@ -1,18 +1,33 @@
-//! `drover why`: the router's explanation of where something is.
+//! `drover why`: why something is where it is, as the router explains it or, of a session, the nodes.
 
+use drover_proto::handoff;
 use drover_proto::router as pb;
+use drover_types::ErrorCode;
 use serde_json::json;
 
+use super::sessions::{as_json, router};
 use crate::app::App;
 use crate::args::Why;
-use crate::client::{Client, unary};
-use crate::fault::Exit;
+use crate::client::unary;
+use crate::fault::{Exit, Fault};
 use crate::render::colour;
+use crate::render::json::timestamp;
 
 pub(super) async fn run(app: &App, args: &Why) -> anyhow::Result<Exit> {
-    let mut client = Client::connect(app).await?;
+    let (mut client, mut door) = router(app).await?;
     let subject = client.in_full(&args.subject).await?;
-    let answer = unary(client.rpc.explain(pb::ExplainRequest { subject })).await?;
+    let explained = unary(client.rpc.explain(pb::ExplainRequest { subject: subject.clone() })).await;
+    let answer = match explained {
+        Ok(answer) => answer,
+        // Nothing of the router's own: it may be a session, which the nodes know.
+        Err(fault) if is_unknown(&fault) => {
+            return match unary(door.client.explain(handoff::ExplainRequest { session_id: subject })).await {
+                Ok(answer) => session(app, &answer),
+                Err(_) => Err(unknown(fault, &args.subject).into()),
+            };
+        }
+        Err(fault) => return Err(fault.into()),
+    };
     if app.global.json {
         let document = json!({
             "kind": answer.kind, "id": answer.id, "state": answer.state, "because": answer.because, "next": answer.next,
@@ -28,6 +43,66 @@ pub(super) async fn run(app: &App, args: &Why) -> anyhow::Result<Exit> {
     }
     for advice in &answer.next {
         app.screen.out(&format!("  next     {advice}"))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn unknown(mut fault: Fault, subject: &str) -> Fault {
+    if fault.message.contains("nothing is called") {
+        fault.message = format!("nothing is called {subject}: no swarm, node, injection or session");
+        "`drover list` shows the swarms, `drover sessions` the sessions".clone_into(&mut fault.hint);
+    }
+    fault
+}
+
+fn is_unknown(fault: &Fault) -> bool {
+    matches!(
+        fault.code,
+        Some(
+            ErrorCode::UnknownSwarm
+                | ErrorCode::UnknownInjection
+                | ErrorCode::NodeOutOfRange
+                | ErrorCode::InvalidRequest
+        )
+    )
+}
+
+fn session(app: &App, answer: &handoff::ExplainResponse) -> anyhow::Result<Exit> {
+    let session = answer.session.clone().unwrap_or_default();
+    let described = as_json(&session);
+    let state = described["state"].as_str().unwrap_or_default().to_owned();
+    if app.global.json {
+        let owners: Vec<_> = answer
+            .owners
+            .iter()
+            .map(|owner| {
+                json!({
+                    "epoch": owner.epoch, "node_id": owner.node_id, "boot": owner.boot, "cause": owner.cause,
+                    "handoff_id": owner.handoff_id,
+                })
+            })
+            .collect();
+        let events: Vec<_> = answer
+            .events
+            .iter()
+            .map(|event| json!({"timestamp": timestamp(event.timestamp_us), "text": event.text}))
+            .collect();
+        let document = json!({
+            "kind": "session", "id": session.session_id, "state": state, "because": answer.lines, "next": [],
+            "owners": owners, "events": events, "session": described,
+        });
+        app.screen.out(&document.to_string())?;
+        return Ok(Exit::Done);
+    }
+    let paint = app.screen.paint();
+    let state = paint.paint(colour::of_state(&state), &state);
+    app.screen.out(&format!("session {} is {state} on {}", session.session_id, session.owner))?;
+    for line in &answer.lines {
+        app.screen.out(&format!("  because  {line}"))?;
+    }
+    for event in &answer.events {
+        let at = timestamp(event.timestamp_us);
+        app.screen.out(&format!("  {}  {}", at.get(11..19).unwrap_or_default(), event.text))?;
     }
     Ok(Exit::Done)
 }

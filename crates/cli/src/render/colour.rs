@@ -51,11 +51,11 @@ impl Paint {
 /// The tone of a state of a swarm, a node or an injection.
 pub(crate) fn of_state(state: &str) -> Tone {
     match state {
-        "running" | "idle" | "completed" | "ok" | "alive" => Tone::Good,
-        "busy" | "launching" | "starting" | "pending" | "started" => Tone::Busy,
+        "running" | "idle" | "completed" | "ok" | "alive" | "active" => Tone::Good,
+        "busy" | "launching" | "starting" | "pending" | "started" | "transferring" => Tone::Busy,
         "degraded" | "restarting" | "terminating" | "suspect" => Tone::Warn,
         "failed" | "dead" => Tone::Bad,
-        "terminated" | "exited" | "left" => Tone::Dim,
+        "terminated" | "exited" | "left" | "closed" | "migrated" => Tone::Dim,
         _ => Tone::Plain,
     }
 }

@@ -45,6 +45,15 @@ impl Screen {
         self.multi.suspend(|| writeln!(io::stdout(), "{text}"))
     }
 
+    /// A part of the answer, as it is.
+    pub(crate) fn text(&self, text: &str) -> io::Result<()> {
+        self.multi.suspend(|| {
+            let mut out = io::stdout();
+            out.write_all(text.as_bytes())?;
+            out.flush()
+        })
+    }
+
     /// A table of the answer.
     pub(crate) fn table(&self, table: &Table) -> io::Result<()> {
         let text = table.render(table::width(), self.out);
@@ -146,6 +155,11 @@ impl Live {
     /// Says anew whose line it is.
     pub(crate) fn head(&self, text: &str) {
         self.bar.set_prefix(text.to_owned());
+    }
+
+    /// How much all of it is.
+    pub(crate) fn all(&self, length: u64) {
+        self.bar.set_length(length);
     }
 
     pub(crate) fn at(&self, position: u64) {

@@ -152,7 +152,7 @@ fn down_stops_the_daemons_and_not_the_swarms() {
         assert!(out.contains(&format!("{daemon} (pid ")) && home.pid_of(daemon).is_none(), "{daemon}: {out}");
     }
     assert!(err.contains("1 swarm goes on"), "{err}");
-    assert_eq!(home.processes_but_membership().len(), 1, "its worker");
+    assert_eq!(home.processes_but_companions().len(), 1, "its worker");
 
     // An `up` is ended as a whole: it would start again what is ended behind its back.
     let mut up = home.spawn(&["up", "--nodes", "1"]);
@@ -162,7 +162,7 @@ fn down_stops_the_daemons_and_not_the_swarms() {
     let stopped = home.json(&["down"]);
     assert_eq!((&stopped["stopped"][0]["name"], &stopped["swarms"]), (&Value::from("up"), &Value::from(1)));
     assert_eq!(
-        (exit_code(&mut up), home.processes_but_membership().len()),
+        (exit_code(&mut up), home.processes_but_companions().len()),
         (Some(0), 1),
         "its own swarm ended, the other goes on"
     );

@@ -74,12 +74,13 @@ impl Home {
     }
 
     /// The same without the membership daemons, which come and go with their workers.
-    pub(crate) fn processes_but_membership(&self) -> Vec<u32> {
-        let is_membership = |pid: u32| {
+    pub(crate) fn processes_but_companions(&self) -> Vec<u32> {
+        let companions: [&[u8]; 2] = [b"gossip-membership", b"handoff-coordinator"];
+        let is_companion = |pid: u32| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|&byte| byte == 0).any(|word| word == b"gossip-membership")
+            line.split(|&byte| byte == 0).any(|word| companions.contains(&word))
         };
-        self.processes().into_iter().filter(|pid| !is_membership(*pid)).collect()
+        self.processes().into_iter().filter(|pid| !is_companion(*pid)).collect()
     }
 
     fn demo_directories(&self) -> Vec<PathBuf> {
@@ -151,6 +152,7 @@ fn the_demo_shows_everything_and_leaves_nothing_behind() {
         "inject",
         "status",
         "members",
+        "session",
         "worker killed",
         "it answers",
         "router killed",
@@ -243,7 +245,7 @@ fn up_restarts_what_dies_and_its_end_does_not_end_the_swarms_of_others() {
     for daemon in ["router", "outbox-follower", "slurm-allocator"] {
         assert_eq!(home.pid_of(daemon), None, "{daemon}");
     }
-    assert_eq!(home.processes_but_membership().len(), 1, "the other swarm's worker goes on");
+    assert_eq!(home.processes_but_companions().len(), 1, "the other swarm's worker goes on");
     assert_eq!(home.json(&["status", &launched])["status"], "running");
     assert_eq!(home.run(&["terminate", &launched, "--force"]).0, Some(0));
 }

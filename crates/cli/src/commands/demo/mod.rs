@@ -2,6 +2,7 @@
 
 mod analyses;
 mod leftovers;
+mod session;
 mod tour;
 
 use std::time::{Duration, Instant};

@@ -122,6 +122,7 @@ impl Tour {
         self.inject().await?;
         self.show_status().await?;
         self.show_members().await?;
+        self.move_a_session().await?;
         self.kill_a_worker().await?;
         self.kill_the_router().await?;
         self.terminate().await?;
@@ -144,11 +145,19 @@ impl Tour {
         std::mem::take(&mut self.rows)
     }
 
-    fn heading(&self, text: &str) -> io::Result<()> {
+    pub(super) fn app(&self) -> &App {
+        &self.app
+    }
+
+    pub(super) fn nodes(&self) -> u32 {
+        self.nodes
+    }
+
+    pub(super) fn heading(&self, text: &str) -> io::Result<()> {
         if self.app.global.json { Ok(()) } else { self.app.screen.out(&format!("\n> {text}")) }
     }
 
-    fn saw(&mut self, step: &'static str, since: Instant, ok: bool, seen: impl Into<String>) {
+    pub(super) fn saw(&mut self, step: &'static str, since: Instant, ok: bool, seen: impl Into<String>) {
         self.rows.push(Row { step, seen: seen.into(), micros: since.elapsed().as_micros() as u64, ok });
     }
 

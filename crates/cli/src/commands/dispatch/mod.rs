@@ -28,9 +28,29 @@ pub(super) async fn run(app: &App, args: Dispatch) -> anyhow::Result<Exit> {
     if args.runs {
         return list(app).await;
     }
+    // What cannot be read is said before a dispatcher is started for it.
+    let given = match &args.file {
+        Some(file) => {
+            let source = input::name(file)?;
+            Some((input::open(&source)?, source))
+        }
+        None => None,
+    };
+    let resumed = match (&given, &args.resume) {
+        (None, None) => {
+            return Err(Fault::usage("no file is given")
+                .hint("drover dispatch prompts.txt, or - for standard input")
+                .into());
+        }
+        (_, resumed) => resumed.as_deref().unwrap_or_default(),
+    };
     let mut rpc = dispatcher::connect(app).await?;
-    let source = source(&mut rpc, &args).await?;
-    let input = input::open(&source)?;
+    let (input, source) = if let Some(given) = given {
+        given
+    } else {
+        let source = source_of(&mut rpc, resumed).await?;
+        (input::open(&source)?, source)
+    };
     let total = if app.screen.is_live() { input::count(&source) } else { None };
 
     let (send, sending) = mpsc::channel(SENDING);
@@ -94,16 +114,10 @@ impl std::fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
-/// The file to read: the one given, or the one that the run to resume began with.
-async fn source(rpc: &mut dispatcher::Rpc, args: &Dispatch) -> Result<String, Fault> {
-    if let Some(file) = &args.file {
-        return input::name(file);
-    }
-    let Some(run) = &args.resume else {
-        return Err(Fault::usage("no file is given").hint("drover dispatch prompts.txt, or - for standard input"));
-    };
+/// The file that the run to resume began with.
+async fn source_of(rpc: &mut dispatcher::Rpc, run: &str) -> Result<String, Fault> {
     let runs = dispatcher::unary(rpc.list_runs(pb::ListRunsRequest { most: u32::MAX })).await?.runs;
-    let known = runs.into_iter().find(|known| known.run_id == *run);
+    let known = runs.into_iter().find(|known| known.run_id == run);
     match known.map(|known| known.source) {
         Some(source) if source.starts_with('/') => Ok(source),
         Some(_) => Err(Fault::usage(format!("run {run} read its tasks from standard input"))

@@ -8,7 +8,7 @@ use drover_config::Config;
 use drover_proto::dispatch as pb_dispatch;
 use drover_proto::router as pb;
 use drover_service::address_book::{self, Entry};
-use drover_service::{StateDir, Target, process, who_listens};
+use drover_service::{StateDir, Target, Token, process, who_listens};
 
 use super::Check;
 use crate::app::App;
@@ -40,7 +40,7 @@ pub(super) async fn local(app: &App, config: &Config, source: &str, state: &Stat
     }
     if let Some(router) = address_book::read(state, ROUTER) {
         let target = Target::Daemon { state: state.clone(), name: ROUTER.to_owned() };
-        checks.extend(router_view(target, &router.listen).await);
+        checks.extend(router_view(target, client::token(config).unwrap_or_default(), &router.listen).await);
     }
     checks.extend(dispatcher(config, source, state, fix).await);
     let ours: Vec<String> = address_book::list(state)
@@ -54,8 +54,8 @@ pub(super) async fn local(app: &App, config: &Config, source: &str, state: &Stat
 }
 
 /// A router somewhere else.
-pub(super) async fn remote(addr: &str) -> Vec<Check> {
-    router_view(Target::Address(addr.to_owned()), addr).await
+pub(super) async fn remote(config: &Config, addr: &str) -> Vec<Check> {
+    router_view(Target::Address(addr.to_owned()), client::token(config).unwrap_or_default(), addr).await
 }
 
 /// One daemon of the login side.
@@ -146,8 +146,8 @@ fn misses_something(info: &pb::GetInfoResponse) -> bool {
 }
 
 /// How the router sees itself and the others.
-async fn router_view(target: Target, addr: &str) -> Vec<Check> {
-    let mut rpc = client::rpc(target);
+async fn router_view(target: Target, token: Token, addr: &str) -> Vec<Check> {
+    let mut rpc = client::rpc(target, token);
     let settled = Instant::now() + SETTLING;
     let asked = loop {
         let asked = tokio::time::timeout(PATIENCE, rpc.get_info(pb::GetInfoRequest {})).await;
@@ -374,7 +374,7 @@ mod tests {
         let check = daemon(&state, "router", true).await;
         assert!(!check.ok && check.detail.contains("does not answer"), "{check:?}");
         assert!(check.hint.contains(&format!("kill -9 {}", std::process::id())), "{check:?}");
-        let view = router_view(Target::Address(addr), "there").await;
+        let view = router_view(Target::Address(addr), Token::default(), "there").await;
         assert!(!view[0].ok && !view[0].hint.is_empty(), "{view:?}");
     }
 

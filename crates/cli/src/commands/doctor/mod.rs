@@ -75,7 +75,7 @@ pub(super) async fn run(app: &App, args: &Doctor) -> anyhow::Result<Exit> {
     checks.push(config_check);
     if let Some(addr) = &app.global.router {
         // That router has its own configuration, and its nodes run elsewhere.
-        checks.extend(daemons::remote(addr).await);
+        checks.extend(daemons::remote(&config, addr).await);
     } else {
         checks.extend(here(app, args, &config, &source).await);
         checks.push(machine::cluster(&config, args.cluster.as_deref()));

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use drover_config::{Env, ModelPricing, ProviderSettings};
-use drover_dispatcher::core::Price;
+use drover_dispatcher::core::{Money, Price};
 use drover_dispatcher::setup::{self, KeyFound, Offer, Probed};
 use drover_dispatcher::{key_dir, key_file, setup_file};
 use drover_service::address_book;
@@ -204,9 +204,11 @@ async fn carry_out(app: &App, args: &Setup, mut plan: Plan, terminal: Option<&Te
 
 async fn check(app: &App, plan: &Plan, given: Option<&str>) -> Result<Probed, Fault> {
     let variables = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let Chosen { provider, pricing, .. } = &plan.chosen;
+    let Chosen { provider, pricing, cap, .. } = &plan.chosen;
+    let dir = app.state()?.join("dispatcher").map_err(|error| Fault::failed(error.to_string()))?;
+    let books = setup::Books { dir: &dir, cap: cap.and_then(Money::from_usd) };
     let spinner = app.screen.spinner("asking the provider once");
-    let result = setup::probe(provider, pricing, given, plan.keys.as_deref(), variables).await;
+    let result = setup::probe(provider, pricing, given, plan.keys.as_deref(), Some(books), variables).await;
     drop(spinner);
     result.map_err(|error| {
         let model = provider.model.as_deref().unwrap_or_default();
