@@ -9,6 +9,7 @@ pub mod gossip;
 pub mod handoff;
 pub mod mounts;
 pub mod packed;
+pub mod rolling;
 pub mod slurm;
 pub mod soak;
 pub mod stage;

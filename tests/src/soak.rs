@@ -72,7 +72,12 @@ pub struct Report {
     pub daemons: BTreeMap<&'static str, Use>,
     /// MiB of the state directory with its mailbox, at the most: before the middle of the time, and after.
     pub disk_mib: (f64, f64),
+    /// MiB of the daemons' own logs in the end.
+    pub logs_mib: f64,
 }
+
+/// Most MiB of logs that daemons which are well may write, however much they do.
+const MOST_LOGS: f64 = 1.0;
 
 /// Runs at full rate. Growth beyond what the plan allows is an error.
 pub async fn run(plan: Plan) -> anyhow::Result<Report> {
@@ -109,7 +114,12 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
         }
         daemons.insert(*daemon, used);
     }
+    let logs_mib = bytes_below(&cluster.state().path().join("logs")) as f64 / f64::from(1 << 20);
+    if logs_mib > MOST_LOGS {
+        faults.push(format!("the daemons wrote {logs_mib:.2} MiB of logs"));
+    }
     let report = Report {
+        logs_mib,
         swarms,
         prompts,
         events: live.seen,

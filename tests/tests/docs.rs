@@ -1,4 +1,4 @@
-//! The console blocks of the README, the user guide and the operators' page, typed as they stand.
+//! The console blocks of the README, the user guide, the quick start and the operators' page, typed as they stand.
 //!
 //! Each page is one shell in a directory of its own, with a fresh state directory. A line behind `$ ` is a command and
 //! must exit 0; the lines below it are what it prints: each must be found in its output, in any order, with `…` for
@@ -147,6 +147,30 @@ fn the_readme_works_as_typed() {
 #[test]
 fn the_user_guide_works_as_typed() {
     play("docs/USER_GUIDE.md");
+}
+
+#[test]
+fn the_quick_start_works_as_typed() {
+    play("docs/quick-start.md");
+}
+
+/// A block that is marked as typed is typed, on whatever page it stands.
+#[test]
+fn every_page_with_console_blocks_is_typed_by_a_test() {
+    let root = repository_root();
+    let mine = std::fs::read_to_string(root.join("tests/tests/docs.rs")).unwrap();
+    let docs = std::fs::read_dir(root.join("docs")).unwrap().flatten().map(|entry| entry.path());
+    let pages = docs.chain([root.join("README.md"), root.join("CONTRIBUTING.md")]);
+    let mut typed_pages = 0;
+    for page in pages.filter(|page| page.extension().is_some_and(|end| end == "md")) {
+        if typed(&std::fs::read_to_string(&page).unwrap()).is_empty() {
+            continue;
+        }
+        let name = page.strip_prefix(&root).unwrap().display().to_string();
+        assert!(mine.contains(&format!("\"{name}\"")), "nobody types {name}");
+        typed_pages += 1;
+    }
+    assert!(typed_pages >= 4, "{typed_pages} pages");
 }
 
 /// With `buf curl`, because grpcurl comes in no package that can be pinned; what it asks, anything can ask.

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use drover_e2e::cli::{json, json_lines, ok, run};
-use drover_proto::router::InjectRequest;
+use drover_proto::common::LaunchSpec;
+use drover_proto::router::launch_swarm_response::Step;
+use drover_proto::router::{InjectRequest, LaunchSwarmRequest};
 use drover_testkit::cluster::{Cluster, program};
 use serde_json::Value;
 
@@ -230,18 +232,32 @@ fn holds(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// One trace covers the request, the turn at the worker, and what the router learnt of it.
+/// One trace covers the request, the daemons that the router asks for it, the turn at the worker, and what the router learnt of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn traces_go_where_they_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let (collector, endpoint, mut exports) = collect_traces(dir.path());
     let config = format!("worker: {{agent: echo}}\ntelemetry: {{otlp_endpoint: 'http://{endpoint}'}}\n");
     let cluster = must(Cluster::start(&config).await);
-    let swarm = launch(&cluster, "1");
+    // A launch is one trace with what the allocator does for it.
+    let launched = [0xc3_u8; 16];
+    let mut call = tonic::Request::new(LaunchSwarmRequest {
+        spec: Some(LaunchSpec { node_count: 1, ..LaunchSpec::default() }),
+        ..LaunchSwarmRequest::default()
+    });
+    let traceparent = format!("00-{:032x}-1111111111111111-01", u128::from_be_bytes(launched));
+    call.metadata_mut().insert("traceparent", traceparent.parse().unwrap());
+    let mut steps = cluster.router().launch_swarm(call).await.unwrap().into_inner();
+    let mut swarm = String::new();
+    while let Some(step) = steps.message().await.unwrap() {
+        if let Some(Step::Launched(told)) = step.step {
+            swarm = told.swarm_id;
+        }
+    }
     // One asker names its trace in the request, another one in the metadata of its call.
-    let traces = [[0xa1_u8; 16], [0xb2_u8; 16]];
+    let traces = [[0xa1_u8; 16], [0xb2_u8; 16], launched];
     let hex = |trace: [u8; 16]| format!("{:032x}", u128::from_be_bytes(trace));
-    for (index, trace) in traces.iter().enumerate() {
+    for (index, trace) in traces[..2].iter().enumerate() {
         let traceparent = format!("00-{}-1111111111111111-01", hex(*trace));
         let mut request =
             InjectRequest { swarm_id: swarm.clone(), content: "hello".into(), ..InjectRequest::default() };
@@ -256,9 +272,18 @@ async fn traces_go_where_they_are_told() {
         while answers.message().await.unwrap().is_some() {}
     }
 
-    let mut wanted: Vec<(&str, &str, usize)> = vec![("drover-router", "inject", 0), ("drover-router", "Inject", 1)];
-    for index in 0..traces.len() {
-        wanted.extend([("drover-worker", "turn", index), ("drover-router", "turn_complete", index)]);
+    let mut wanted: Vec<(&str, &str, usize)> = vec![
+        ("drover-router", "LaunchSwarm", 2),
+        ("drover-slurm-allocator", "EnsureAllocation", 2),
+        ("drover-router", "inject", 0),
+        ("drover-router", "Inject", 1),
+    ];
+    for index in 0..2 {
+        wanted.extend([
+            ("drover-outbox-follower", "Deliver", index),
+            ("drover-worker", "turn", index),
+            ("drover-router", "turn_complete", index),
+        ]);
     }
     let deadline = Instant::now() + Duration::from_secs(30);
     while !wanted.is_empty() {
@@ -274,7 +299,8 @@ async fn traces_go_where_they_are_told() {
         .filter(|line| line.contains("\"turn_complete\"") && line.contains("\"trace\""))
         .map(str::to_owned)
         .collect();
-    for trace in traces {
+    for trace in &traces[..2] {
+        let trace = *trace;
         let end = ends.iter().find(|line| line.contains(&hex(trace))).expect("the record names its trace");
         assert!(!end.contains("1111111111111111"), "it names the turn's own span: {end}");
     }

@@ -205,9 +205,25 @@ fn a_swarm_on_containers_survives_the_loss_of_a_host_and_of_a_network_and_nothin
     // The login host has a key for whoever comes from the laptop.
     assert_eq!(engine.sim(&["on", "laptop", "ssh", "hpcfund", "hostname"]).unwrap().trim(), "login");
 
+    // The commands of the founding document, from a machine that has nothing but SSH.
+    let from_laptop = |args: &[&str]| {
+        let drover = ["on", "laptop", "timeout", "100", "drover"];
+        engine.script("sim", &[&drover, args, &["--config", "configs/hpcfund.json"]].concat()).unwrap().concat()
+    };
+    let answered = |said: &str, prompt: &str| {
+        said.lines().filter(|line| line.starts_with("node ") && line.ends_with(&format!("| {prompt}"))).count()
+    };
+    let limits = ["--partition", "mi2508x", "--time", "00:10:00"];
+    let said =
+        from_laptop(&[&["launch", "--nodes", "4", "--agent", "echo", "--prompt", "Be brief."], &limits[..]].concat());
+    assert_eq!(answered(&said, "Be brief."), 4, "{said}");
+    let said = from_laptop(&["inject", "last", "--prompt", "Optimize GEMM tiling."]);
+    assert_eq!(answered(&said, "Optimize GEMM tiling."), 4, "{said}");
+    assert!(from_laptop(&["status", "last"]).contains("on slurm (RUNNING)"));
+    from_laptop(&["terminate", "last"]);
+
     let said = engine.drover(&["launch", "--nodes", "3", "--agent", "echo", "--prompt", "You are focused."]).unwrap();
-    let answered = said.lines().filter(|line| line.starts_with("node ") && line.ends_with("| You are focused."));
-    assert_eq!(answered.count(), 3, "{said}");
+    assert_eq!(answered(&said, "You are focused."), 3, "{said}");
     answers(&engine, "first", 3);
     let status = engine.eventually(&["status", "last"], "all idle", nodes_in("idle", 3));
     let hosts: Vec<String> =

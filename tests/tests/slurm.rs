@@ -221,3 +221,62 @@ async fn what_slurm_does_to_a_swarm_is_told_and_nothing_is_submitted_twice() {
     assert_eq!(must(site.slurm.cluster()).jobs.len(), 2, "two swarms, two jobs");
     wait_for("nothing runs any more", || must(site.slurm.processes()).is_empty().then_some(()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_stops_and_comes_back_in_whatever_order_the_list_is_right() {
+    let site = Site::start().await;
+    let cluster = &site.cluster;
+    // What is true of each swarm, however often those who say it were killed.
+    let mut truth: Vec<(String, &str)> = Vec::new();
+    let daemons = ["router", "slurm-allocator", "outbox-follower"];
+    let orders = [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0], [0, 2, 1]];
+    let changes = ["nothing", "requeue", "scancel", "terminate", "scancel"];
+    for (order, change) in orders.into_iter().zip(changes) {
+        if truth.iter().all(|(_, state)| *state != "RUNNING") {
+            let launched = site.launch(&["--nodes", "2"]);
+            truth.push((text(&launched, "swarm_id").to_owned(), "RUNNING"));
+        }
+        let (swarm, state) = truth.last_mut().unwrap();
+        let job = text(&site.status(swarm), "job_id").to_owned();
+        if change == "terminate" {
+            // Asked for, and those who carry it out are gone before it is confirmed.
+            must(ok(cluster, &["terminate", swarm]));
+        }
+        for at in order {
+            let daemon = wait_for("the daemon runs", || cluster.daemon(daemons[at]));
+            // It may have ended by itself because another one is gone.
+            let _ = signal(daemon.pid, Signal::KILL);
+            if at == order[1] && matches!(change, "requeue" | "scancel") {
+                let call: &[&str] =
+                    if change == "requeue" { &["scontrol", "requeue", &job] } else { &["scancel", &job] };
+                site.slurm(call);
+            }
+        }
+        match change {
+            "scancel" => *state = "CANCELLED",
+            "terminate" => *state = "ended",
+            _ => {}
+        }
+        let told = wait_for("the list is right", || {
+            let listed = run(cluster, &["list", "--json"]).ok().filter(|ran| ran.code == 0)?;
+            let listed: Vec<Value> = serde_json::from_str(&listed.stdout).ok()?;
+            let right = truth.iter().all(|(swarm, state)| {
+                listed.iter().filter(|told| text(told, "swarm_id") == swarm).count() == 1
+                    && json(cluster, &["status", swarm, "--json"]).is_ok_and(|told| match *state {
+                        "RUNNING" => (text(&told, "slurm_state"), text(&told, "status")) == ("RUNNING", "running"),
+                        "ended" => text(&told, "status") == "terminated",
+                        state => text(&told, "slurm_state") == state && text(&told, "status") != "running",
+                    })
+            });
+            right.then_some(listed)
+        });
+        assert_eq!(told.len(), truth.len(), "nothing is forgotten and nothing is made up: {told:?}");
+        assert_eq!(must(site.slurm.cluster()).jobs.len(), truth.len(), "one job for each swarm");
+        let (swarm, state) = truth.last().unwrap();
+        if *state == "RUNNING" {
+            let said = must(ok(cluster, &["inject", swarm, "--prompt", change]));
+            assert_eq!(said.stdout.matches(change).count(), 2, "{}", said.stdout);
+        }
+    }
+    wait_for("nothing runs any more", || must(site.slurm.processes()).is_empty().then_some(()));
+}

@@ -100,7 +100,8 @@ fn units_are_understood_and_hardened() {
     }
     for unit in units("system").iter().filter(|unit| unit.extension().is_some_and(|kind| kind == "service")) {
         let name = unit.file_name().unwrap().to_str().unwrap();
-        let limit = if name == "drover-worker@.service" { EXPOSURE_OF_WORKERS } else { EXPOSURE };
+        let runs_agents = ["drover-worker@.service", "drover-handoff-coordinator@.service"].contains(&name);
+        let limit = if runs_agents { EXPOSURE_OF_WORKERS } else { EXPOSURE };
         let judge = |limit: u32| {
             let limit = format!("--threshold={limit}");
             Command::new("systemd-analyze")

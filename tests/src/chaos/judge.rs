@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use drover_proto::router::WatchEventsRequest;
-use drover_testkit::cluster::DAEMONS;
+use drover_testkit::cluster::{Cluster, DAEMONS};
 use serde_json::Value;
 
 use super::disk::{Appended, Written};
@@ -51,8 +51,8 @@ pub(crate) async fn judge(
     kills: &[Kill],
 ) -> anyhow::Result<Report> {
     let written = settled(run).await?;
-    let log = whole_log(run).await?;
-    let executed = ledgers(run)?;
+    let log = whole_log(&run.cluster).await?;
+    let executed = ledgers(&run.cluster)?;
     let (seen, resumed) = {
         let view = subscriber.view();
         (view.seqs.clone(), view.resumed)
@@ -228,8 +228,8 @@ async fn settled(run: &Run) -> anyhow::Result<Written> {
 }
 
 /// The log from its first event, read in one go.
-async fn whole_log(run: &Run) -> anyhow::Result<View> {
-    let mut stream = run.cluster.router().watch_events(WatchEventsRequest::default()).await?.into_inner();
+pub(crate) async fn whole_log(cluster: &Cluster) -> anyhow::Result<View> {
+    let mut stream = cluster.router().watch_events(WatchEventsRequest::default()).await?.into_inner();
     let mut view = View::default();
     while let Some(batch) = stream.message().await? {
         batch.events.iter().for_each(|event| note(&mut view, event));
@@ -238,9 +238,9 @@ async fn whole_log(run: &Run) -> anyhow::Result<View> {
 }
 
 /// How often each prompt was carried out, by the first line of the prompt.
-fn ledgers(run: &Run) -> anyhow::Result<HashMap<String, usize>> {
+pub(crate) fn ledgers(cluster: &Cluster) -> anyhow::Result<HashMap<String, usize>> {
     let mut executed = HashMap::new();
-    collect(&run.cluster.state().path().join("nodes"), &mut executed)?;
+    collect(&cluster.state().path().join("nodes"), &mut executed)?;
     Ok(executed)
 }
 

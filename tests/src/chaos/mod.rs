@@ -9,7 +9,7 @@
 
 mod deck;
 mod disk;
-mod judge;
+pub(crate) mod judge;
 mod killer;
 mod sender;
 

@@ -1,20 +1,23 @@
 //! What Slurm's controller is asked with twenty swarms, by its own count.
 
-use std::time::Duration;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use drover_testkit::lab::{Options, USER};
 
 use super::super::figures::{Figure, Goal};
 use crate::slurm::{Seat, Site, with};
 
 pub(super) fn run(short: bool) -> anyhow::Result<Vec<Figure>> {
-    let (swarms, minutes) = if short { (3, 1) } else { (20, 2) };
+    let (swarms, minutes) = if short { (3_usize, 1) } else { (20, 2) };
     // Four run and sixteen wait: what waits is looked at more often than what runs.
     let options = Options { nodes: 4, ..Options::default() };
     with(options, Seat::Laptop, "worker: {agent: echo, drain_grace: 1s}\n", async |site| {
+        // A launch returns when its swarm is up; sixteen of these wait for a node as long as this lasts.
+        let mut launches = Vec::new();
         for _ in 0..swarms {
-            site.json(&[
+            let mut launch = site.command(&[
                 "launch",
                 "--nodes",
                 "1",
@@ -24,7 +27,14 @@ pub(super) fn run(short: bool) -> anyhow::Result<Vec<Figure>> {
                 "00:30:00",
                 "--detach",
                 "--json",
-            ])?;
+            ]);
+            launches.push(Ended(launch.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?));
+        }
+        // Submitting costs calls too, and takes as long as the budget for them says.
+        let begun = Instant::now();
+        while site.queue()?.len() < swarms {
+            ensure!(begun.elapsed() < Duration::from_mins(10), "not every job is in the queue");
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         tokio::time::sleep(Duration::from_secs(10)).await;
         let before = asked(site)?;
@@ -38,6 +48,17 @@ pub(super) fn run(short: bool) -> anyhow::Result<Vec<Figure>> {
             goal: Goal::Below(f64::from(crate::slurm::CALLS_PER_MINUTE) + 0.5),
         }])
     })
+}
+
+/// A command that is ended when it is dropped.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// How many calls of the user the controller has counted.

@@ -95,6 +95,8 @@ fn outboxes(site: &Site, nodes: u32, bytes: usize) -> anyhow::Result<u64> {
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("00000001.jsonl"), &text)?;
     }
+    // As their workers would have left it.
+    fs::write(root.join(SWARM).join("beacon"), "")?;
     let all = root.parent().context("the mailbox has no directory")?;
     let owned = std::process::Command::new("chown").arg("-R").arg(format!("{USER_ID}:{USER_ID}")).arg(all).status()?;
     ensure!(owned.success(), "chown");

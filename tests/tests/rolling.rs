@@ -1,0 +1,20 @@
+//! The short size of the rolling restart: the same code, fewer prompts, one round.
+
+use drover_e2e::rolling::{self, Plan};
+
+const SHORT: Plan = Plan { injections: 120, nodes: 2, rounds: 1, gives_up: false };
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_daemon_is_replaced_under_load_and_no_client_sees_more_than_three_failures() {
+    let report = rolling::run(SHORT).await.unwrap_or_else(|error| panic!("{error:#}"));
+    println!("{report:#?}");
+    assert!(report.replaced.len() >= 7, "{report:?}");
+}
+
+/// The proof has teeth: a client that never asks again is disappointed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_asks_again_sees_the_restarts() {
+    let error = rolling::run(Plan { gives_up: true, ..SHORT }).await.expect_err("nothing was seen");
+    let error = format!("{error:#}");
+    assert!(error.contains("was not taken"), "{error}");
+}
