@@ -63,7 +63,7 @@ pub fn json_line(data: &[u8]) {
     for line in seen {
         assert!(line.len() <= LIMIT && !line.contains(&b'\n'));
         match drover_control::decode(&line) {
-            Inbound::Ignored => {}
+            Inbound::Ignored | Inbound::Token(_) => {}
             Inbound::Unusable { request_id, reason } => {
                 assert!(!reason.is_empty());
                 id_is_json(&request_id);

@@ -42,6 +42,11 @@ const BENCHES: &[(&str, &str)] = &[
 const CHAOS: &[(&str, &str, &str)] = &[
     ("local", "chaos", "kills daemons, workers and agents of the local backend while prompts run"),
     (
+        "rolling",
+        "rolling",
+        "ends every daemon in its turn and starts it from a replaced file while a thousand prompts run",
+    ),
+    (
         "dispatch",
         "dispatch-chaos",
         "kills the dispatcher a hundred times under a cap, and once in the middle of ten thousand tasks",
@@ -57,6 +62,11 @@ const CHAOS: &[(&str, &str, &str)] = &[
         "handoff-model",
         "handoff-model",
         "a million simulated handoffs with kills, stops, cuts and failing files at every step",
+    ),
+    (
+        "handoff",
+        "handoff-chaos",
+        "real daemons of sessions, killed and stopped at every step of a move; --fault names one",
     ),
     (
         SLURM_HISTORIES,

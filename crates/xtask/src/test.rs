@@ -38,6 +38,14 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
     if let Err(error) = unpacked("prometheus", "usr/bin/promtool") {
         eprintln!("xtask: prometheus could not be unpacked: {error:#}");
     }
+    // A load balancer in front of several entries.
+    for (package, wanted) in
+        [("nginx", "usr/sbin/nginx"), ("libnginx-mod-stream", "usr/lib/nginx/modules/ngx_stream_module.so")]
+    {
+        if let Err(error) = unpacked(package, wanted) {
+            eprintln!("xtask: {package} could not be unpacked: {error:#}");
+        }
+    }
     // Whom the dispatcher's wire formats are judged by: a mock of providers and a client, neither of them ours.
     for judge in [node_for_tests, || install("aimock"), || install_for_python("openai")] {
         if let Err(error) = judge() {
