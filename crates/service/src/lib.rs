@@ -16,6 +16,7 @@ mod channel;
 mod context;
 mod daemon;
 mod express;
+pub mod guard;
 mod lifeline;
 mod listener;
 mod notify;
@@ -42,7 +43,7 @@ pub use listener::{Listener, who_listens};
 pub use server::Server;
 pub use state_dir::{StateDir, StateDirError};
 pub use telemetry::{Telemetry, in_trace, init as init_telemetry, remote_parent, traceparent};
-pub use tls::{NodePeer, connect_node, connect_node_stream};
+pub use tls::{NodePeer, connect_node, connect_node_stream, why};
 pub use token::{Token, TokenError};
 
 /// The largest gRPC message that daemons send each other. Above the largest prompt with its bundle.

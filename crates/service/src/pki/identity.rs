@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use ring::signature::Ed25519KeyPair;
@@ -11,6 +12,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, ServerConfig};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::authority::{CA_CERT, REVOKED, RING, read_revoked};
 use super::files::{self, damaged};
@@ -20,6 +22,8 @@ use crate::tls;
 const KEY: &str = "node.key";
 const CERT: &str = "node.crt";
 const ABOUT: &str = "identity.json";
+/// Refusals are told to people so often at most.
+const SAY_AGAIN_US: u64 = 10_000_000;
 
 #[derive(Serialize, Deserialize)]
 struct About {
@@ -205,33 +209,47 @@ impl fmt::Debug for Identity {
 
 /// The identity in force. New connections use the one that was put in last; those that are open go on.
 #[derive(Debug, Clone)]
-pub struct IdentityHandle(Arc<ArcSwap<Identity>>);
+pub struct IdentityHandle {
+    now: Arc<ArcSwap<Identity>>,
+    /// When people were last told that somebody refuses it.
+    said: Arc<AtomicU64>,
+}
 
 impl IdentityHandle {
     /// Begins with this one.
     pub fn new(identity: Identity) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(identity)))
+        Self::from(Arc::new(identity))
     }
 
     /// The one in force.
     pub fn current(&self) -> Arc<Identity> {
-        self.0.load_full()
+        self.now.load_full()
     }
 
     /// Uses another one from now on: a fresh certificate of the same node, or a new list of revoked ones.
     pub fn replace(&self, identity: Identity) {
-        self.0.store(Arc::new(identity));
+        self.now.store(Arc::new(identity));
+    }
+
+    /// Tells people that somebody refuses this identity, or shows one that cannot be believed; not more than once in a while.
+    pub(crate) fn tell_refusal(&self, why: &str) {
+        let (now, last) = (crate::now_us(), self.said.load(Ordering::Relaxed));
+        if now.saturating_sub(last) >= SAY_AGAIN_US
+            && self.said.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            warn!(node_id = self.current().node_id, "no connection to a node: {why}");
+        }
     }
 }
 
 impl From<Arc<Identity>> for IdentityHandle {
     fn from(identity: Arc<Identity>) -> Self {
-        Self(Arc::new(ArcSwap::new(identity)))
+        Self { now: Arc::new(ArcSwap::new(identity)), said: Arc::default() }
     }
 }
 
 /// Which files stand in the directory: number of the file, time of the change and length of each.
-type Stamp = Vec<Option<(u64, i64, i64, u64)>>;
+pub(super) type Stamp = Vec<Option<(u64, i64, i64, u64)>>;
 
 /// Looks whether the login side has put a fresh certificate, another list of authorities or of revoked ones into the directory of an
 /// identity, and puts it in force. Reads files: not for async code.
@@ -273,11 +291,15 @@ impl Follower {
 }
 
 fn stamp(dir: &Path) -> Stamp {
-    let of = |name: &str| {
+    stamp_of(dir, &[KEY, CERT, CA_CERT, ABOUT, REVOKED])
+}
+
+pub(super) fn stamp_of(dir: &Path, names: &[&str]) -> Stamp {
+    let of = |name: &&str| {
         let meta = std::fs::metadata(dir.join(name)).ok()?;
         Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
     };
-    [KEY, CERT, CA_CERT, ABOUT, REVOKED].map(of).to_vec()
+    names.iter().map(of).collect()
 }
 
 fn pem(label: &str, der: &[u8]) -> Vec<u8> {

@@ -13,6 +13,7 @@
 mod authority;
 mod files;
 mod identity;
+mod login_side;
 mod name;
 mod ring;
 mod trust;
@@ -22,10 +23,11 @@ use std::path::PathBuf;
 
 pub use authority::{Authority, Issued};
 pub use identity::{Follower, Identity, IdentityHandle};
+pub use login_side::issue_own;
 pub use name::{MAX_NODE_ID, node_domain};
 pub use ring::{KeyId, KeyRing, MAX_KEYS, RING_LABEL, RingError, RingKeyInfo, RingSummary};
-pub(crate) use trust::node_id_of;
 pub use trust::{CertFault, Certificate, Trust};
+pub(crate) use trust::{name_and_serial, node_id_of};
 
 /// Names one instance: 16 random bytes that its authority chose.
 pub type ClusterId = [u8; 16];

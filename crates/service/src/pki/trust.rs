@@ -119,6 +119,12 @@ pub(crate) fn node_id_of(cert: &CertificateDer<'_>) -> Option<String> {
     read(&EndEntityCert::try_from(cert).ok()?).map(|certificate| certificate.node_id)
 }
 
+/// Whose a certificate says that it is, and its serial number: for people, who are told about it whether or not it is believed.
+pub(crate) fn name_and_serial(cert: &CertificateDer<'_>) -> Option<(Option<String>, String)> {
+    let cert = EndEntityCert::try_from(cert).ok()?;
+    Some((cert.valid_uri_names().next().and_then(name::node_id_of), super::to_hex(cert.serial())))
+}
+
 fn read(cert: &EndEntityCert<'_>) -> Option<Certificate> {
     // An Ed25519 key is a fixed heading of 12 bytes and the key.
     const HEADING: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];

@@ -12,7 +12,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
-use super::config::reason;
+use super::refusal::{Judged, described, noting, reason};
 use crate::pki::{Identity, IdentityHandle, node_domain, node_id_of};
 
 /// How long a connect with its handshake may take.
@@ -30,9 +30,18 @@ pub fn connect_node(identity: &IdentityHandle, addr: SocketAddr, node_id: &str) 
         .http2_keep_alive_interval(ASK_AFTER)
         .keep_alive_timeout(SILENT)
         .connect_with_connector_lazy(service_fn(move |_: Uri| {
-            let identity = identity.current();
-            let node_id = node_id.clone();
-            async move { connect_node_stream(&identity, addr, &node_id).await.map(TokioIo::new) }
+            let (handle, node_id) = (identity.clone(), node_id.clone());
+            async move {
+                let identity = handle.current();
+                let connected = connect_node_stream(&identity, addr, &node_id).await;
+                let stream = connected.inspect_err(|error| {
+                    if error.kind() == io::ErrorKind::PermissionDenied {
+                        handle.tell_refusal(&error.to_string());
+                    }
+                })?;
+                let (peer, shown) = (format!("{node_id} at {addr}"), described(&identity.cert().into()));
+                Ok::<_, io::Error>(TokioIo::new(Judged::new(stream, handle, peer, shown)))
+            }
         }))
 }
 
@@ -47,13 +56,18 @@ pub async fn connect_node_stream(
     let refused = |why: &str| io::Error::new(io::ErrorKind::PermissionDenied, format!("{node_id} at {addr}: {why}"));
     let name = ServerName::try_from(node_domain(node_id)).map_err(|_| refused("its name cannot be asked for"))?;
     let connector = TlsConnector::from(std::sync::Arc::clone(&identity.client));
-    let handshake = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, stream)).await;
+    let handshake = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, stream));
+    let (handshake, shown) = noting(handshake).await;
     let stream = handshake
         .map_err(|_| {
             io::Error::new(io::ErrorKind::TimedOut, format!("{node_id} at {addr} does not finish the handshake"))
         })?
-        .map_err(|error| refused(&reason(&error).1))?;
+        .map_err(|error| refused(&reason(&error, shown.as_deref()).1))?;
     // The host name is a hash cut short; the certificate says the whole name.
-    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| node_id_of(chain.first()?));
-    if shown.as_deref() == Some(node_id) { Ok(stream) } else { Err(refused("its certificate is for another node")) }
+    let named = stream.get_ref().1.peer_certificates().and_then(|chain| node_id_of(chain.first()?));
+    if named.as_deref() == Some(node_id) {
+        Ok(stream)
+    } else {
+        Err(refused(&format!("its {} is for another node", shown.as_deref().unwrap_or("certificate"))))
+    }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -17,7 +18,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::warn;
 
 use super::NodePeer;
-use super::config::reason;
+use super::refusal::{noting, reason};
 use crate::caller::{Caller, Door};
 use crate::pki::{IdentityHandle, node_id_of};
 use crate::{now_us, peer};
@@ -26,6 +27,9 @@ use crate::{now_us, peer};
 const HANDSHAKE: u8 = 0x16;
 /// How long a new connection may take to say what it is, and then to show who it is.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long somebody who is refused may take to hear it, and how much it may have sent meanwhile.
+const HEARING: Duration = Duration::from_secs(1);
+const UNHEARD: u64 = 64 << 10;
 /// Connections that may be on their way in at one time. Strangers can open more; those have to wait for the kernel.
 const UNDECIDED: usize = 512;
 /// Refusals are told to people so often at most, and counted always.
@@ -116,9 +120,9 @@ impl Gate {
             return self.admit_local(stream, peer).await;
         }
         let acceptor = TlsAcceptor::from(Arc::clone(&identity.current().server));
-        let handshake = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await;
-        let late = || io::Error::new(io::ErrorKind::TimedOut, "no progress");
-        match handshake.unwrap_or_else(|_| Err(late())) {
+        let (handshake, shown) = noting(tokio::time::timeout(PATIENCE, acceptor.accept(stream).into_fallible())).await;
+        let late = || (io::Error::new(io::ErrorKind::TimedOut, "no progress"), None);
+        match handshake.map_or_else(|_| Err(late()), |done| done.map_err(|(error, stream)| (error, Some(stream)))) {
             Ok(stream) => {
                 let shown = stream.get_ref().1.peer_certificates().and_then(|chain| node_id_of(chain.first()?));
                 let Some(node_id) = shown else {
@@ -127,9 +131,12 @@ impl Gate {
                 };
                 Some(Admitted::Node(Box::new(stream), NodePeer { node_id: node_id.into(), addr: peer }))
             }
-            Err(error) => {
-                let (name, why) = reason(&error);
+            Err((error, stream)) => {
+                let (name, why) = reason(&error, shown.as_deref());
                 self.nodes.refuse(peer, self.listen, name, &why);
+                if let Some(stream) = stream {
+                    let_hear(stream).await;
+                }
                 None
             }
         }
@@ -168,6 +175,16 @@ impl Gate {
             }
         }
     }
+}
+
+/// Lets the other side hear why: closed at once, with something of it unread, the connection would only break off.
+async fn let_hear(mut stream: TcpStream) {
+    let heard = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut (&mut stream).take(UNHEARD), &mut tokio::io::sink()).await
+    };
+    // Whoever does not go by itself has been told all the same.
+    let _ = tokio::time::timeout(HEARING, heard).await;
 }
 
 /// The user who holds the other end of a connection within this host.

@@ -7,10 +7,12 @@
 mod config;
 mod connect;
 mod gate;
+mod refusal;
 
 pub(crate) use config::{client_config, server_config};
 pub use connect::{connect_node, connect_node_stream};
 pub(crate) use gate::{Admitted, Gate, Nodes};
+pub use refusal::why;
 
 use std::sync::Arc;
 

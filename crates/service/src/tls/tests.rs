@@ -69,11 +69,16 @@ async fn a_node_of_the_instance_comes_in_and_everybody_else_is_told_why_not() {
     let foreign = ask(theirs.issue("b", HOUR).unwrap(), &node, "a").await.unwrap_err();
     assert!(foreign.contains("not from this instance"), "{foreign}");
 
-    // Whom the server does not believe. The stranger trusts the server, so that it is the server that refuses.
+    // Whom the server does not believe. The stranger trusts the server, so that it is the server that refuses. Its client is told
+    // who refused what, and what to do.
     let foreign = theirs.issue("b", HOUR).unwrap().trusting(ours.issue("x", HOUR).unwrap().trust()).unwrap();
-    assert!(ask(foreign, &node, "a").await.is_err());
-    assert!(ask(ours.issue_between("b", now - 7200, now - 3600).unwrap(), &node, "a").await.is_err());
-    assert!(ask(ours.issue_between("b", now + 3600, now + 7200).unwrap(), &node, "a").await.is_err());
+    let told = ask(foreign, &node, "a").await.unwrap_err();
+    assert!(told.contains(&format!("a at {}: it refuses our certificate", node.addr)), "{told}");
+    assert!(told.contains(" of b, which is from another instance"), "{told}");
+    let told = ask(ours.issue_between("b", now - 7200, now - 3600).unwrap(), &node, "a").await.unwrap_err();
+    assert!(told.contains(" of b, which has expired") && told.contains("drover pki rotate"), "{told}");
+    let told = ask(ours.issue_between("b", now + 3600, now + 7200).unwrap(), &node, "a").await.unwrap_err();
+    assert!(told.contains("not valid yet"), "{told}");
     assert!(without_certificate(&ours, node.addr).await.is_err());
     let text = metrics(&node).await;
     for reason in ["foreign", "expired", "not_yet_valid", "no_certificate"] {
@@ -123,7 +128,10 @@ async fn certificates_are_renewed_and_revoked_while_the_daemon_runs() {
     let serial = ours.issued().unwrap().into_iter().find(|issued| issued.node_id == "b").unwrap().serial;
     ours.revoke(&[serial]).unwrap();
     node.handle.replace(ours.issue("a", HOUR).unwrap());
-    assert!(ask(Identity::load(&at).unwrap(), &node, "a").await.is_err(), "it was revoked");
+    let told = ask(Identity::load(&at).unwrap(), &node, "a").await.unwrap_err();
+    let of = &ours.issued().unwrap().into_iter().find(|issued| issued.node_id == "b").unwrap().serial;
+    assert!(told.contains(&format!("our certificate {of} of b, which was revoked")), "{told}");
+    assert!(told.contains("drover pki issue"), "it says what to do: {told}");
     ask(ours.issue("b", HOUR).unwrap(), &node, "a").await.unwrap();
     assert!(metrics(&node).await.contains("reason=\"revoked\"} 1"));
     node.ctx.shutdown().cancel();
