@@ -103,6 +103,11 @@ impl Mailbox {
         self.node_dir(swarm, node).join("bundle")
     }
 
+    /// Calls that go to the node through the mailbox.
+    pub fn post_dir(&self, swarm: &SwarmId, node: NodeIndex) -> PathBuf {
+        self.node_dir(swarm, node).join("post")
+    }
+
     fn outboxes_dir(&self, swarm: &SwarmId, node: NodeIndex) -> PathBuf {
         self.node_dir(swarm, node).join("outbox")
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use drover_mailbox::Mailbox;
 use drover_proto::mailbox::mailbox_service_server::MailboxService;
 use drover_proto::mailbox::{
-    DeliverRequest, DeliverResponse, FollowRequest, FollowResponse, RemoveSwarmRequest, RemoveSwarmResponse,
+    CarryRequest, CarryResponse, DeliverRequest, DeliverResponse, FollowRequest, FollowResponse, RemoveSwarmRequest,
+    RemoveSwarmResponse,
 };
 use drover_proto::status_of;
 use drover_types::{ErrorCode, Failure, SwarmId};
@@ -15,6 +16,7 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 
+use crate::carry;
 use crate::follow;
 use crate::lane::Command;
 use crate::refs;
@@ -26,6 +28,7 @@ const REMOVALS: u32 = 5;
 #[tonic::async_trait]
 impl MailboxService for Follower {
     type FollowStream = BoxStream<'static, Result<FollowResponse, Status>>;
+    type CarryStream = BoxStream<'static, Result<CarryResponse, Status>>;
 
     async fn deliver(&self, request: Request<DeliverRequest>) -> Result<Response<DeliverResponse>, Status> {
         let _used = self.shared().usage.begin();
@@ -35,6 +38,11 @@ impl MailboxService for Follower {
 
     async fn follow(&self, request: Request<Streaming<FollowRequest>>) -> Result<Response<Self::FollowStream>, Status> {
         Ok(Response::new(self.follow_requests(request.into_inner())))
+    }
+
+    async fn carry(&self, request: Request<CarryRequest>) -> Result<Response<Self::CarryStream>, Status> {
+        let lines = carry::start(self.shared(), request.into_inner()).map_err(|failure| status_of(&failure))?;
+        Ok(Response::new(Box::pin(lines)))
     }
 
     async fn remove_swarm(

@@ -10,11 +10,14 @@
 //! router  <-- at most a few MiB of whole lines wait here <-- lane
 //!                                   ^ schedule: who is looked at next, and when (pure)
 //!                                   ^ watch: inotify says which directory changed (local file systems only)
+//!
+//! Carry   --> carry: a call --> <node>/post/asks/*.call, and its answer <-- <node>/post/answers/*
 //! ```
 //!
 //! An outbox is looked at when inotify tells of a change. Where the file system tells of nothing, the outboxes of nodes
 //! at work are looked at often and the others seldom. No pass reads a directory, and no file has a timer of its own.
 
+mod carry;
 mod deliver;
 mod follow;
 mod grpc;

@@ -11,8 +11,10 @@ use drover_config::Config;
 use drover_mailbox::is_network_fs;
 use drover_proto::mailbox::mailbox_service_server::MailboxServiceServer;
 use drover_service::{Context, Daemon, MAX_MESSAGE_BYTES, Server};
+use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
+use crate::carry;
 use crate::deliver::Inboxes;
 use crate::lane::Bell;
 use crate::metrics::Metrics;
@@ -38,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) watches: Arc<Watches>,
     pub(crate) inboxes: Inboxes,
     pub(crate) usage: Usage,
+    /// Room for calls to nodes.
+    pub(crate) carried: Arc<Semaphore>,
     /// Lanes of one stream.
     pub(crate) lanes: usize,
     /// Lanes of all streams.
@@ -77,6 +81,7 @@ impl Follower {
         Ok(Self {
             shared: Arc::new(Shared {
                 usage,
+                carried: Arc::new(Semaphore::new(carry::AT_ONCE)),
                 watches: Arc::new(Watches::new(watch)),
                 inboxes: Inboxes::start(&settings, ctx, &metrics),
                 lanes: if network.is_some() { NETWORK_LANES } else { 1 },

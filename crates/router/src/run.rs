@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::core::input::Input;
 use crate::core::model::Settings;
-use crate::doors::{Doors, Guard, SessionDoors};
+use crate::doors::{Doors, LineDoor, SessionDoors, guard};
 use crate::gauges::Gauges;
 use crate::grpc::Service;
 use crate::metrics::Metrics;
@@ -74,9 +74,8 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
     let dir = ctx.state().join("router").context("failed to make router/ in the state directory")?;
     let mut owner = Owner::take(&dir, &process::hostname(), args.take_over)?;
     let audit = ctx.state().path().join("audit");
-    let guard = Guard::new(ctx, &config.security, &audit)
+    let guard = guard(ctx, &config.security, &audit)
         .with_context(|| format!("cannot keep the doors; the audit log is in {}", audit.display()))?;
-    let guard = Arc::new(guard);
     let listener =
         ctx.bind("router", ctx.explicit_listen().or(config.router.listen), GRPC)?.with_guests(guard.guests());
     let control =
@@ -142,7 +141,7 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
         max_line_bytes: config.router.max_line_bytes.0 as usize,
         client_max_bytes: config.router.subscriber_max_bytes.0 as usize,
         debug: args.debug,
-        entrance: Arc::<Guard>::clone(&guard),
+        entrance: Arc::new(LineDoor(Arc::clone(&guard))),
     };
     let control_ctx = ctx.clone();
     ctx.spawn("control", async move {

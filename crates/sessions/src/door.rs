@@ -1,13 +1,51 @@
 //! Doors: whoever takes what is said to sessions.
 
+use std::task::{Context, Poll};
+
 use async_trait::async_trait;
 use drover_proto::handoff::handoff_service_client::HandoffServiceClient;
 use drover_service::{MAX_MESSAGE_BYTES, StateDir, Target, Token, address_book, connect, process};
+use tonic::body::Body;
+use tonic::codegen::{Service, StdError, http};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
+use tower::ServiceExt as _;
+use tower::util::BoxCloneSyncService;
 
-/// The generated client over a channel that finds its daemon again, and that shows the router's token where there is one.
-pub type Client = HandoffServiceClient<InterceptedService<Channel, Token>>;
+/// The generated client over a way that finds its daemon again, and that shows the router's token where there is one.
+pub type Client = HandoffServiceClient<InterceptedService<Way, Token>>;
+
+/// How calls get to a door: a channel, or whatever else carries them.
+#[derive(Debug, Clone)]
+pub struct Way(BoxCloneSyncService<http::Request<Body>, http::Response<Body>, StdError>);
+
+impl Way {
+    /// A way that is not a channel.
+    pub fn new<S>(service: S) -> Self
+    where
+        S: Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + Sync + 'static,
+        S::Error: Into<StdError> + 'static,
+        S::Future: Send + 'static,
+    {
+        Self(BoxCloneSyncService::new(service.map_err(Into::into)))
+    }
+}
+
+impl Service<http::Request<Body>> for Way {
+    type Response = http::Response<Body>;
+    type Error = StdError;
+    type Future = <BoxCloneSyncService<http::Request<Body>, http::Response<Body>, StdError> as Service<
+        http::Request<Body>,
+    >>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StdError>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        self.0.call(request)
+    }
+}
 
 /// How nodes' doors are called in the address book: this, `-`, the swarm, `+`, the node's index.
 pub const DOOR: &str = "handoff-coordinator";
@@ -29,7 +67,12 @@ impl Door {
 
     /// A door that wants to be shown a token.
     pub fn with_token(name: impl Into<String>, channel: Channel, token: Token) -> Self {
-        let client = HandoffServiceClient::with_interceptor(channel, token)
+        Self::by(name, Way::new(channel), token)
+    }
+
+    /// A door at the end of some way.
+    pub fn by(name: impl Into<String>, way: Way, token: Token) -> Self {
+        let client = HandoffServiceClient::with_interceptor(way, token)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Self { name: name.into(), client }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drover_proto::handoff as pb;
+use drover_service::{in_trace, traceparent};
 use drover_types::{ErrorCode, RequestId, SessionId};
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
@@ -123,6 +124,7 @@ impl Sending {
             redirect_only: false,
             placed: false,
         };
+        let request = in_trace(request, &traceparent().unwrap_or_default());
         match timeout(FIRST_WORD, door.client.send(request)).await {
             Ok(Ok(stream)) => self.stream = Some((door.name, stream.into_inner())),
             Ok(Err(status)) => self.failed(&door.name, status)?,

@@ -521,4 +521,6 @@ pub(crate) struct SwarmView {
     pub(crate) swarm: pb::Swarm,
     /// The whole prompt.
     pub(crate) prompt: Arc<str>,
+    /// Which follower reaches its files.
+    pub(crate) side: Side,
 }

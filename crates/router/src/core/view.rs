@@ -5,7 +5,7 @@ use drover_types::NodeState;
 
 use super::Core;
 use super::members::MemberFacts;
-use super::model::{Approval, ApprovalStatus, Swarm, SwarmView};
+use super::model::{Approval, ApprovalStatus, Side, Swarm, SwarmView};
 use super::ring::NoteWord;
 
 /// Longest part of a system prompt that a listing shows, in characters.
@@ -23,7 +23,7 @@ impl Swarm {
     pub(crate) fn view(&self) -> SwarmView {
         let mut swarm = self.picture();
         swarm.system_prompt = self.spec.system_prompt.chars().take(MOST_PROMPT).collect();
-        SwarmView { swarm, prompt: self.request.content.clone() }
+        SwarmView { swarm, prompt: self.request.content.clone(), side: Side::clone(&self.facts.side) }
     }
 
     fn picture(&self) -> pb::Swarm {

@@ -9,8 +9,7 @@ use futures::{Stream, StreamExt as _};
 use serde_json::{Map, Value};
 use tonic::{Request, Response, Status};
 
-use super::audit::put;
-use super::{Doors, Needs, Role};
+use super::{Doors, Needs, Role, ended, put};
 
 type Fields = Map<String, Value>;
 type Steps<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -77,7 +76,7 @@ fn key_fields(key_id: u32, force: bool) -> Fields {
 #[tonic::async_trait]
 impl RouterService for Doors {
     async fn get_info(&self, request: Request<pb::GetInfoRequest>) -> Result<Response<pb::GetInfoResponse>, Status> {
-        self.look(&request, Needs::Nothing)?;
+        self.look("get_info", &request, Needs::Nothing)?;
         self.inner.get_info(request).await
     }
 
@@ -97,7 +96,7 @@ impl RouterService for Doors {
             None => {}
         })
         .await;
-        taken.ended(answer, told).await
+        ended(taken, answer, told).await
     }
 
     type InjectStream = Steps<pb::InjectResponse>;
@@ -114,19 +113,19 @@ impl RouterService for Doors {
         let answer = self.inner.inject(request).await;
         let (answer, told) =
             first_step(answer, |step: &pb::InjectResponse, told| put(told, "injection_id", &step.injection_id)).await;
-        taken.ended(answer, told).await
+        ended(taken, answer, told).await
     }
 
     async fn list_swarms(
         &self,
         request: Request<pb::ListSwarmsRequest>,
     ) -> Result<Response<pb::ListSwarmsResponse>, Status> {
-        self.look(&request, READ)?;
+        self.look("list_swarms", &request, READ)?;
         self.inner.list_swarms(request).await
     }
 
     async fn get_swarm(&self, request: Request<pb::GetSwarmRequest>) -> Result<Response<pb::GetSwarmResponse>, Status> {
-        self.look(&request, READ)?;
+        self.look("get_swarm", &request, READ)?;
         self.inner.get_swarm(request).await
     }
 
@@ -143,7 +142,7 @@ impl RouterService for Doors {
         of.insert("force".to_owned(), asked.force.into());
         let taken = self.begin("terminate", caller, std::mem::take(of)).await?;
         let answer = self.inner.terminate_swarm(request).await;
-        taken.ended(answer, Fields::new()).await
+        ended(taken, answer, Fields::new()).await
     }
 
     async fn interrupt(
@@ -158,7 +157,7 @@ impl RouterService for Doors {
         put(of, "injection_id", &asked.injection_id);
         let taken = self.begin("interrupt", caller, std::mem::take(of)).await?;
         let answer = self.inner.interrupt(request).await;
-        taken.ended(answer, Fields::new()).await
+        ended(taken, answer, Fields::new()).await
     }
 
     type WatchEventsStream = Steps<pb::WatchEventsResponse>;
@@ -167,7 +166,7 @@ impl RouterService for Doors {
         &self,
         request: Request<pb::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        self.look(&request, READ)?;
+        self.look("watch_events", &request, READ)?;
         self.inner.watch_events(request).await
     }
 
@@ -175,7 +174,7 @@ impl RouterService for Doors {
         &self,
         request: Request<pb::ListApprovalsRequest>,
     ) -> Result<Response<pb::ListApprovalsResponse>, Status> {
-        self.look(&request, READ_OR_APPROVE)?;
+        self.look("list_approvals", &request, READ_OR_APPROVE)?;
         self.inner.list_approvals(request).await
     }
 
@@ -198,19 +197,19 @@ impl RouterService for Doors {
             put(&mut told, "swarm_id", &approval.swarm_id);
             put(&mut told, "status", &approval.status);
         }
-        taken.ended(answer, told).await
+        ended(taken, answer, told).await
     }
 
     async fn list_providers(
         &self,
         request: Request<pb::ListProvidersRequest>,
     ) -> Result<Response<pb::ListProvidersResponse>, Status> {
-        self.look(&request, Needs::Nothing)?;
+        self.look("list_providers", &request, Needs::Nothing)?;
         self.inner.list_providers(request).await
     }
 
     async fn explain(&self, request: Request<pb::ExplainRequest>) -> Result<Response<pb::ExplainResponse>, Status> {
-        self.look(&request, READ)?;
+        self.look("explain", &request, READ)?;
         self.inner.explain(request).await
     }
 
@@ -218,7 +217,7 @@ impl RouterService for Doors {
         &self,
         request: Request<pb::ListMembersRequest>,
     ) -> Result<Response<pb::ListMembersResponse>, Status> {
-        self.look(&request, READ)?;
+        self.look("list_members", &request, READ)?;
         self.inner.list_members(request).await
     }
 
@@ -228,12 +227,12 @@ impl RouterService for Doors {
         &self,
         request: Request<pb::WatchMembersRequest>,
     ) -> Result<Response<Self::WatchMembersStream>, Status> {
-        self.look(&request, READ)?;
+        self.look("watch_members", &request, READ)?;
         self.inner.watch_members(request).await
     }
 
     async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
-        self.look(&request, Needs::Everything)?;
+        self.look("list_keys", &request, Needs::Everything)?;
         self.inner.list_keys(request).await
     }
 
@@ -246,7 +245,7 @@ impl RouterService for Doors {
         if let Ok(answer) = &answer {
             told.insert("key_id".to_owned(), answer.get_ref().key_id.into());
         }
-        taken.ended(answer, told).await
+        ended(taken, answer, told).await
     }
 
     async fn use_key(&self, request: Request<pb::UseKeyRequest>) -> Result<Response<pb::UseKeyResponse>, Status> {
@@ -254,7 +253,7 @@ impl RouterService for Doors {
         let asked = key_fields(request.get_ref().key_id, request.get_ref().force);
         let taken = self.begin("use_key", caller, asked).await?;
         let answer = RouterService::use_key(&*self.inner, request).await;
-        taken.ended(answer, Fields::new()).await
+        ended(taken, answer, Fields::new()).await
     }
 
     async fn remove_key(
@@ -265,6 +264,6 @@ impl RouterService for Doors {
         let asked = key_fields(request.get_ref().key_id, request.get_ref().force);
         let taken = self.begin("remove_key", caller, asked).await?;
         let answer = RouterService::remove_key(&*self.inner, request).await;
-        taken.ended(answer, Fields::new()).await
+        ended(taken, answer, Fields::new()).await
     }
 }

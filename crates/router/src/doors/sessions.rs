@@ -5,15 +5,14 @@ use std::sync::Arc;
 
 use drover_proto::handoff as pb;
 use drover_proto::handoff::handoff_service_server::HandoffService;
-use drover_proto::{failure_of, status_of};
+use drover_proto::status_of;
 use drover_sessions::Client;
 use drover_types::{ErrorCode, Failure};
 use futures::{Stream, StreamExt as _};
 use serde_json::{Map, Value};
 use tonic::{Request, Response, Status};
 
-use super::audit::put;
-use super::{Guard, Needs, Role, Taken};
+use super::{Guard, Needs, Role, Taken, begin, ended, look, put};
 use crate::sessions::Sessions;
 
 type Steps<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -28,8 +27,8 @@ pub(crate) struct SessionDoors {
 }
 
 impl SessionDoors {
-    fn look<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        self.guard.check(request.extensions(), request.metadata(), READ).map(drop).map_err(|why| status_of(&why))
+    fn look<T>(&self, call: &'static str, request: &Request<T>) -> Result<(), Status> {
+        look(&self.guard, call, request, READ)
     }
 
     /// Lets a command in, and writes down that it is taken.
@@ -40,17 +39,14 @@ impl SessionDoors {
         request: &Request<T>,
         asked: Map<String, Value>,
     ) -> Result<Taken<'_>, Status> {
-        let refuse = |why: Failure| status_of(&why);
-        let caller = self.guard.check(request.extensions(), request.metadata(), needs).map_err(refuse)?;
-        self.guard.take(&caller, command, asked).await.map_err(refuse)
+        let caller = self.guard.check(request.extensions(), request.metadata(), needs);
+        begin(&self.guard, command, caller, asked).await
     }
 }
 
 /// Writes down what became of a command.
 async fn done<A>(taken: Taken<'_>, answer: Result<A, Status>) -> Result<Response<A>, Status> {
-    let failed = answer.as_ref().err().map(|status| failure_of(status).code);
-    taken.answered(failed, Map::new()).await;
-    answer.map(Response::new)
+    ended(taken, answer.map(Response::new), Map::new()).await
 }
 
 #[tonic::async_trait]
@@ -92,7 +88,7 @@ impl HandoffService for SessionDoors {
         &self,
         request: Request<pb::ListSessionsRequest>,
     ) -> Result<Response<pb::ListSessionsResponse>, Status> {
-        self.look(&request)?;
+        self.look("list_sessions", &request)?;
         // The router has none of its own, so all are meant.
         self.inner.list(request.into_inner().closed).await.map(Response::new)
     }
@@ -101,7 +97,7 @@ impl HandoffService for SessionDoors {
         &self,
         request: Request<pb::GetSessionRequest>,
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
-        self.look(&request)?;
+        self.look("get_session", &request)?;
         let request = request.into_inner();
         let call = |mut door: Client| {
             let request = request.clone();
@@ -148,7 +144,7 @@ impl HandoffService for SessionDoors {
     }
 
     async fn explain(&self, request: Request<pb::ExplainRequest>) -> Result<Response<pb::ExplainResponse>, Status> {
-        self.look(&request)?;
+        self.look("session_explain", &request)?;
         let request = request.into_inner();
         let call = |mut door: Client| {
             let request = request.clone();

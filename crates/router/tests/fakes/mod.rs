@@ -119,6 +119,12 @@ impl MailboxService for Follower {
         Ok(Response::new(mailbox::DeliverResponse { results }))
     }
 
+    type CarryStream = Answers<mailbox::CarryResponse>;
+
+    async fn carry(&self, _: Request<mailbox::CarryRequest>) -> Result<Response<Self::CarryStream>, Status> {
+        Err(Status::unavailable("these nodes take no calls"))
+    }
+
     type FollowStream = Answers<mailbox::FollowResponse>;
 
     async fn follow(
