@@ -1,5 +1,6 @@
 //! From arguments and configuration to a serving daemon.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tracing::{debug, info};
 
 use crate::events::Dispatcher;
 use crate::grpc::Door;
-use crate::load::{Machine, Monitor};
+use crate::load::{Machine, Monitor, Usage};
 use crate::metrics::Metrics;
 use crate::settings::{MembershipArgs, Settings};
 use crate::shell::{self, Credentials, Dial, Handle, NodeDoor, Notes, Phase, Start};
@@ -91,7 +92,7 @@ impl Daemon for Membership {
             return Ok(());
         };
         if let Some(interval) = settings.load_interval {
-            ctx.spawn("load", measure(handle.clone(), interval, ctx.clone()));
+            ctx.spawn("load", measure(handle.clone(), interval, args.usage_file.clone(), ctx.clone()));
         }
         if let Credentials::Certified(identity) = &credentials {
             ctx.spawn("identity", follow_identity(identity.clone(), handle.clone(), notes.clone(), ctx.clone()));
@@ -197,8 +198,16 @@ async fn release_memory(ctx: Context) {
     }
 }
 
+/// What a file says of the usage of processor and memory; nothing when it says nothing that makes sense.
+fn told(file: &Path) -> Option<Usage> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let mut words = text.split_ascii_whitespace().map(str::parse::<f64>);
+    let (cpu, memory) = (words.next()?.ok()?, words.next()?.ok()?);
+    [cpu, memory].iter().all(|share| (0.0..=1.0).contains(share)).then_some(Usage { cpu, memory })
+}
+
 /// Takes samples of the machine and passes the load on, until the daemon stops.
-async fn measure(handle: Handle, interval: Duration, ctx: Context) {
+async fn measure(handle: Handle, interval: Duration, file: Option<PathBuf>, ctx: Context) {
     let mut machine = Machine::open();
     let begun = Instant::now();
     let mut ticks = tokio::time::interval_at(begun + interval.min(FIRST_SAMPLE), interval);
@@ -209,6 +218,7 @@ async fn measure(handle: Handle, interval: Duration, ctx: Context) {
             () = ctx.shutdown().cancelled() => return,
         }
         let (usage, limits) = machine.read(begun.elapsed().as_micros() as u64);
+        let usage = file.as_deref().and_then(told).unwrap_or(usage);
         handle.measured(usage, limits).await;
     }
 }

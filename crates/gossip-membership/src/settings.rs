@@ -48,6 +48,10 @@ pub struct MembershipArgs {
     /// Directory for what is to outlive a restart [default: membership/ of the state directory]
     #[arg(long, value_name = "DIR", env = "DROVER_MEMBERSHIP_DIR")]
     pub dir: Option<PathBuf>,
+    /// File with the usage of processor and memory, two numbers from 0 to 1, that counts instead of what is measured: for a node of which the
+    /// machine's own figures tell nothing
+    #[arg(long, value_name = "FILE", env = "DROVER_USAGE_FILE")]
+    pub usage_file: Option<PathBuf>,
 }
 
 impl MembershipArgs {

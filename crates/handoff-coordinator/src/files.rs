@@ -78,20 +78,43 @@ pub(crate) fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
 ///
 /// Some network file systems answer a repeated request with "it is there" although the first one made it: whoever must know reads.
 pub(crate) fn publish(dir: &Path, name: &str, content: &[u8]) -> io::Result<bool> {
-    let fresh = scratch(dir, "new");
-    let linked = write_new(&fresh, content).and_then(|()| std::fs::hard_link(&fresh, dir.join(name)));
-    // Left behind only by a crash; its name says what it is.
-    let removed = std::fs::remove_file(&fresh);
-    let made = match linked {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        other => {
-            other?;
-            true
-        }
-    };
-    removed?;
-    sync_dir(dir)?;
-    Ok(made)
+    Unnamed::write(dir, content)?.publish(dir, name)
+}
+
+/// Content that is whole on the disk and has no name yet that anybody looks for. Removed when it is dropped; left behind only by a crash,
+/// and then its name says what it is.
+#[derive(Debug)]
+pub(crate) struct Unnamed {
+    path: PathBuf,
+}
+
+impl Unnamed {
+    /// Writes it into the directory in which it is to have its name.
+    pub(crate) fn write(dir: &Path, content: &[u8]) -> io::Result<Self> {
+        let unnamed = Self { path: scratch(dir, "new") };
+        write_new(&unnamed.path, content)?;
+        Ok(unnamed)
+    }
+
+    /// The second half of [`publish`].
+    pub(crate) fn publish(self, dir: &Path, name: &str) -> io::Result<bool> {
+        let made = match std::fs::hard_link(&self.path, dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            other => {
+                other?;
+                true
+            }
+        };
+        drop(self);
+        sync_dir(dir)?;
+        Ok(made)
+    }
+}
+
+impl Drop for Unnamed {
+    fn drop(&mut self) {
+        let _ = remove(&self.path);
+    }
 }
 
 /// Replaces a file so that after a crash either the old or the new content is there.

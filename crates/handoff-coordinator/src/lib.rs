@@ -31,3 +31,4 @@ pub mod store;
 
 pub use run::Coordinator;
 pub use settings::HandoffArgs;
+pub use shell::understood;

@@ -17,6 +17,10 @@ struct Reason {
     reason: &'static str,
 }
 
+/// Reasons by which handoffs set out, and by which they come to nothing.
+const WHY: [&str; 3] = ["operator", "load", "drain"];
+const FAILED: [&str; 6] = ["no_target", "nobody_took", "silent", "refused", "busy", "lost"];
+
 /// The metrics of this daemon. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
@@ -82,6 +86,13 @@ impl Metrics {
         handoff.register("frozen_seconds", frozen, metrics.frozen.clone());
         handoff.register("total_seconds", "How long handoffs took", metrics.total.clone());
         drop(registry);
+        // Whoever asks for an increase misses the first of a series that was not there.
+        for reason in WHY {
+            drop(metrics.started.get_or_create(&Reason { reason }));
+        }
+        for reason in FAILED {
+            drop(metrics.failed.get_or_create(&Reason { reason }));
+        }
         metrics
     }
 

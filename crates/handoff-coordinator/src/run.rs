@@ -82,12 +82,17 @@ impl Daemon for Coordinator {
             agents,
             default_agent: config.worker.agent,
             turns: settings.turns,
+            patience: settings.patience,
+            membership: args.membership(),
             bytes_per_second: settings.bytes_per_second,
             identity: identity.clone(),
             metrics: Metrics::register(&ctx.registry()),
         };
         let shell = Shell::start(parts, &ctx);
         shell.view.begin(store.clone(), shell.agents.names());
+        // A node that is to be empty opens no session from its first moment on.
+        shell.drains.go_on(&shell).await;
+        shell.jobs.input(Input::Own(shell.view.own())).await;
         info!(node_id = %node, boot, agents = ?shell.agents.names().collect::<Vec<_>>(), "sessions of this node");
         let server = Server::new(&ctx).grpc(Door::service(&shell));
         let nodes = NodeDoor::service(&shell);
@@ -102,7 +107,11 @@ impl Daemon for Coordinator {
             ctx.spawn("identity", follow_identity(identity, ctx.clone()));
         }
         ctx.spawn("membership", shell::follow_members(shell.clone(), args.membership(), Card { port, store }));
+        if let Some(dir) = &args.post {
+            ctx.spawn("post", shell::serve_post(Door::service(&shell), dir.clone(), ctx.clone()));
+        }
         ctx.spawn("orphans", shell::adopt_orphans(shell.clone(), args.membership()));
+        ctx.spawn("plan", shell::plan(shell.clone()));
         recover(&shell, ownership, me.node).await;
         ctx.shutdown().cancelled().await;
         Ok(())

@@ -16,6 +16,8 @@ use crate::core;
 const DEFAULT_PORT: u16 = 7947;
 /// Bytes of sessions that leave this node in a second, at most: a mass drain is to leave room for turns.
 const BYTES_PER_SECOND: u64 = 512 << 20;
+/// How long one who listens may read nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Which node this is and where its files are. Whatever starts it sets the environment; people may use the flags.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -38,12 +40,18 @@ pub struct HandoffArgs {
     /// Directory that all nodes share; who owns which session stands there [default: shared-sessions/ of the state directory]
     #[arg(long, value_name = "DIR", env = "DROVER_SHARED_SESSIONS")]
     pub shared: Option<PathBuf>,
+    /// Directory into which calls for this node are put where nobody reaches it over the network; without it none are looked for
+    #[arg(long, value_name = "DIR", env = "DROVER_POST_DIR")]
+    pub post: Option<PathBuf>,
     /// Most turns that run at a time; the others wait [default: 64]
     #[arg(long, value_name = "N", env = "DROVER_SESSION_TURNS")]
     pub turns: Option<usize>,
     /// How long a session stays where it is before the load alone may move it again [default: 1m]
     #[arg(long, value_name = "TIME", env = "DROVER_SESSION_RESIDENCE")]
     pub residence: Option<HumanDuration>,
+    /// How long one who listens to an answer may read nothing before it is cut off; it asks again from where it was [default: 30s]
+    #[arg(long, value_name = "TIME", env = "DROVER_SESSION_PATIENCE")]
+    pub patience: Option<HumanDuration>,
 }
 
 impl HandoffArgs {
@@ -77,6 +85,7 @@ pub(crate) struct Settings {
     pub(crate) shared: PathBuf,
     pub(crate) core: core::Settings,
     pub(crate) turns: usize,
+    pub(crate) patience: Duration,
     pub(crate) bytes_per_second: u64,
     /// Where it listens, when that is configured.
     pub(crate) listen: Option<SocketAddr>,
@@ -117,6 +126,7 @@ impl Settings {
                 ..defaults
             },
             turns,
+            patience: args.patience.map_or(PATIENCE, HumanDuration::get),
             bytes_per_second: BYTES_PER_SECOND,
             listen: (swarm.rpc.port != DEFAULT_PORT).then(|| SocketAddr::new(ip, swarm.rpc.port)),
             default_listen: SocketAddr::new(ip, DEFAULT_PORT),

@@ -402,7 +402,8 @@ pub async fn emptied(sessions: usize) -> anyhow::Result<String> {
         futures::future::try_join_all(moved).await?;
     }
     let begun = Instant::now();
-    let mut told = nodes.door(1).drain(DrainRequest { node_id: nodes.name(0), undo: false }).await?.into_inner();
+    let mut told =
+        nodes.door(1).drain(DrainRequest { node_id: nodes.name(0), ..DrainRequest::default() }).await?.into_inner();
     let mut last = None;
     while let Some(step) = timeout(LIMIT * 4, told.message()).await?? {
         last = Some(step);
@@ -498,7 +499,7 @@ pub async fn target_in_doubt_while_copying(suspected: bool, mib: usize) -> anyho
     if suspected {
         signal(nodes.membership_pid(to)?, Signal::STOP)?;
     } else {
-        let request = DrainRequest { node_id: nodes.name(to), undo: false };
+        let request = DrainRequest { node_id: nodes.name(to), ..DrainRequest::default() };
         let mut told = nodes.door(to).drain(request).await?.into_inner();
         while let Ok(Ok(Some(_))) = timeout(LIMIT, told.message()).await {}
     }
@@ -541,7 +542,7 @@ pub async fn large_history(mib: usize) -> anyhow::Result<String> {
 }
 
 /// The most memory that a process ever had, in KiB.
-fn most_memory(pid: u32) -> anyhow::Result<u64> {
+pub(super) fn most_memory(pid: u32) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("no VmHWM")?;
     Ok(line.split_whitespace().nth(1).context("no figure")?.parse()?)

@@ -6,14 +6,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use drover_membership::core::NodeKey;
+use drover_membership::core::lease::{Charter, SignedCharter, Voter};
 use drover_proto::handoff::handoff_service_client::HandoffServiceClient;
 use drover_proto::handoff::send_response::Update;
 use drover_proto::handoff::{
     Answer, ExplainRequest, ExplainResponse, GetStatusRequest, GetStatusResponse, HandoffRequest, HandoffResponse,
     ListSessionsRequest, OpenSession, SendRequest, Session,
 };
-use drover_proto::membership::GetStatusRequest as MembershipStatus;
 use drover_proto::membership::membership_service_client::MembershipServiceClient;
+use drover_proto::membership::{GetLeaderRequest, GetStatusRequest as MembershipStatus};
 use drover_proto::transfer::TellRequest;
 use drover_proto::transfer::transfer_service_client::TransferServiceClient;
 use drover_service::pki::{Authority, Identity, IdentityHandle};
@@ -39,6 +41,10 @@ pub struct Plan {
     pub swarm: String,
     /// Further environment of the daemons of sessions.
     pub environment: Vec<(String, String)>,
+    /// One of them leads.
+    pub led: bool,
+    /// Usage of processor and memory that all memberships take for measured.
+    pub usage: Option<(f64, f64)>,
 }
 
 impl Plan {
@@ -47,7 +53,7 @@ impl Plan {
         let swarm = "  discovery: { gossip_interval: 200ms, node_timeout: 1s, dead_node_timeout: 60s JOIN }\n  \
                      handoff: { timeout: 20s, max_retries: 1, retry_delay: 200ms }\n  rpc: { timeout: 2s }\n  \
                      load_monitor: { enabled: false, max_sessions: 100000 }\n";
-        Self { nodes, swarm: swarm.to_owned(), environment: Vec::new() }
+        Self { nodes, swarm: swarm.to_owned(), environment: Vec::new(), led: false, usage: None }
     }
 }
 
@@ -106,6 +112,9 @@ impl Nodes {
                 .store(&nodes.path(index, "identity"))?;
             nodes.running.push(Node { membership: None, sessions: None });
         }
+        if nodes.plan.led {
+            nodes.charter()?;
+        }
         nodes.start_membership(0, "")?;
         let seed = nodes.gossip_addr(0).await?;
         for index in 1..count {
@@ -118,6 +127,56 @@ impl Nodes {
             nodes.wait_for_peers(index, count - 1).await?;
         }
         Ok(nodes)
+    }
+
+    /// Gives every node the charter of an epoch: what the login side does at launch.
+    fn charter(&self) -> anyhow::Result<()> {
+        let all = 0..self.plan.nodes;
+        let mut voters: Vec<Voter> =
+            all.clone().map(|index| Voter { key: NodeKey::of(&self.name(index)), seat: 1 }).collect();
+        voters.sort_unstable();
+        let charter = Charter { epoch: 1, voters };
+        let cluster = self.authority.cluster_id();
+        let signed = SignedCharter::new(&charter, &cluster, |message| self.authority.sign(message))?;
+        let text = serde_json::to_vec(&signed)?;
+        for index in all {
+            fs::write(self.path(index, "identity").join("charter.json"), &text)?;
+        }
+        Ok(())
+    }
+
+    /// Who leads, as a node says; waits until somebody does.
+    pub async fn leader(&self, index: usize) -> anyhow::Result<usize> {
+        let until = Instant::now() + LIMIT;
+        loop {
+            let asked = self.membership(index).get_leader(GetLeaderRequest {}).await;
+            let leader = asked.map(|answer| self.index(&answer.get_ref().node_id));
+            if let Ok(leader) = leader
+                && leader < self.plan.nodes
+            {
+                return Ok(leader);
+            }
+            if Instant::now() >= until {
+                bail!("nobody leads: {leader:?}");
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn membership(&self, index: usize) -> MembershipServiceClient<Channel> {
+        let target = Target::Daemon { state: self.state.clone(), name: format!("gossip-membership-lab+{index}") };
+        MembershipServiceClient::new(connect(target))
+    }
+
+    /// What a node's daemon of sessions has written into its log.
+    pub fn said(&self, index: usize) -> String {
+        fs::read_to_string(self.path(index, "sessions")).unwrap_or_default()
+    }
+
+    /// Where a node's door listens.
+    pub fn listens(&self, index: usize) -> anyhow::Result<String> {
+        let entry = address_book::read(&self.state, &format!("handoff-coordinator-lab+{index}"));
+        Ok(entry.with_context(|| format!("{} does not run", self.name(index)))?.listen)
     }
 
     fn path(&self, index: usize, what: &str) -> PathBuf {
@@ -150,7 +209,13 @@ impl Nodes {
         let config =
             format!("swarm:\n  bind_port: 0\n  listen: 127.0.0.1:0\n{}", self.plan.swarm.replace("JOIN", &join));
         fs::write(self.path(index, "drover.yaml"), config)?;
-        let child = self.command(index, "drover-gossip-membership", "membership")?.spawn()?;
+        let mut command = self.command(index, "drover-gossip-membership", "membership")?;
+        if let Some((processor, memory)) = self.plan.usage {
+            let file = self.path(index, "usage");
+            fs::write(&file, format!("{processor} {memory}\n"))?;
+            command.env("DROVER_USAGE_FILE", file);
+        }
+        let child = command.spawn()?;
         self.running[index].membership = Some(child);
         Ok(())
     }
@@ -186,8 +251,7 @@ impl Nodes {
     }
 
     async fn gossip_addr(&self, index: usize) -> anyhow::Result<String> {
-        let target = Target::Daemon { state: self.state.clone(), name: format!("gossip-membership-lab+{index}") };
-        let mut client = MembershipServiceClient::new(connect(target));
+        let mut client = self.membership(index);
         let until = Instant::now() + LIMIT;
         loop {
             if let Ok(Ok(status)) = timeout(Duration::from_secs(2), client.get_status(MembershipStatus {})).await
@@ -357,7 +421,7 @@ pub struct Said {
     pub moved: u32,
 }
 
-async fn listen(door: &mut Door, mut request: SendRequest, said: &mut Said) -> anyhow::Result<()> {
+pub(super) async fn listen(door: &mut Door, mut request: SendRequest, said: &mut Said) -> anyhow::Result<()> {
     request.offset = said.text.len() as u64;
     let mut stream = timeout(LIMIT, door.send(request)).await??.into_inner();
     while let Some(response) = timeout(LIMIT, stream.message()).await?? {

@@ -61,11 +61,14 @@ impl Files {
         }
     }
 
-    /// Writes lines into an epoch's journal at the place that is due for them.
+    /// Writes lines into an epoch's journal at the place that is due for them, over what is there, as a file is written.
     pub fn write(&mut self, epoch: Epoch, offset: usize, bytes: &[u8]) {
         let journal = self.journals.entry(epoch).or_default();
-        journal.truncate(offset);
-        journal.extend_from_slice(bytes);
+        let end = offset + bytes.len();
+        if journal.len() < end {
+            journal.resize(end, 0);
+        }
+        journal[offset..end].copy_from_slice(bytes);
     }
 
     /// All that counts of the epochs before `below`, as whoever takes over reads it.

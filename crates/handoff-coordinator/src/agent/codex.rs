@@ -12,13 +12,16 @@
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use drover_config::WorkerConfig;
-use drover_types::{ErrorCode, Failure};
+use drover_types::{ErrorCode, Failure, Generation, OutboxId};
+use drover_worker::PoolWay;
 use drover_worker::codex::{self, CodexAgent, CodexSettings};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
+use super::installed::Around;
 use super::worker_turn::{self, Ask};
 use super::{Agent, Conversation, Start, TurnAsked, TurnDone, TurnOut};
 
@@ -26,14 +29,26 @@ use super::{Agent, Conversation, Start, TurnAsked, TurnDone, TurnOut};
 const CONTEXT: &str = "codex";
 
 /// Codex, as the worker of this node would run it.
-#[derive(Debug)]
 pub(super) struct Codex {
-    config: WorkerConfig,
+    around: Around,
+    /// One way to the pool for all sessions of this node, opened by the first; nothing when Codex has a provider of its own.
+    way: Arc<OnceCell<Option<PoolWay>>>,
 }
 
 impl Codex {
-    pub(super) fn new(config: WorkerConfig) -> Self {
-        Self { config }
+    pub(super) fn new(around: Around) -> Self {
+        Self { around, way: Arc::default() }
+    }
+
+    /// Opens the way to the pool, where that is Codex's.
+    async fn way(&self) -> Result<(), Failure> {
+        let open = || async {
+            let around = &self.around;
+            let Some((swarm, node, mailbox)) = around.place.clone() else { return Ok(None) };
+            let id = OutboxId { swarm, node, generation: Generation(0) };
+            PoolWay::open(&id, &mailbox, around.identity.clone(), &around.config.worker, &around.ctx).await
+        };
+        self.way.get_or_try_init(open).await.map(drop)
     }
 }
 
@@ -49,15 +64,25 @@ impl Agent for Codex {
     }
 
     async fn begin(&self, start: Start) -> Result<Box<dyn Conversation>, Failure> {
-        let config = self.config.clone();
+        let worker = &self.around.config.worker;
+        let config = worker.clone();
         let bin = off_thread(move || codex::find_binary(&config)).await??;
-        let mut settings = drover_worker::codex_settings(bin, &self.config, &start.private);
+        let mut settings = drover_worker::codex_settings(bin, worker, &start.private);
+        self.way().await?;
         settings.cwd = start.dir.join("work");
         let thread = start.history.state().await?.context.get(CONTEXT).and_then(thread_of);
         let rollout = start.dir.join("rollout");
-        let talk = Talk { settings, approves: self.config.auto_approve };
-        let talk = off_thread(move || talk.lay_out(&rollout, thread.as_deref()).map(|()| talk)).await?;
-        Ok(Box::new(talk.map_err(|error| unusable(&start.private, &error))?))
+        let talk = Talk { settings, approves: worker.auto_approve, way: Arc::clone(&self.way) };
+        // What the launch brought stands in a new session's directory, and goes along from there.
+        let launch = self.around.place.clone().filter(|_| thread.is_none());
+        let laid = off_thread(move || {
+            talk.lay_out(&rollout, thread.as_deref()).map_err(|error| unusable(&start.private, &error))?;
+            if let Some((swarm, node, mailbox)) = launch {
+                drover_worker::lay_out_bundle(&mailbox, &swarm, node, &talk.settings.cwd)?;
+            }
+            Ok::<_, Failure>(talk)
+        });
+        Ok(Box::new(laid.await??))
     }
 }
 
@@ -81,6 +106,7 @@ async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
 struct Talk {
     settings: CodexSettings,
     approves: bool,
+    way: Arc<OnceCell<Option<PoolWay>>>,
 }
 
 impl Talk {
@@ -107,7 +133,11 @@ fn private_dir(dir: &Path) -> io::Result<()> {
 impl Conversation for Talk {
     async fn turn(&mut self, asked: TurnAsked, out: &TurnOut) -> TurnDone {
         let ask = Ask { name: asked.request, prompt: asked.prompt, approves: self.approves };
-        let agent = Box::new(CodexAgent::new(self.settings.clone()));
+        let mut settings = self.settings.clone();
+        if let Some(Some(way)) = self.way.get() {
+            way.lead(&mut settings);
+        }
+        let agent = Box::new(CodexAgent::new(settings));
         let heard = worker_turn::one_turn(agent, ask, out, &asked.stop).await;
         let file: PathBuf = self.settings.thread_file.clone();
         let settings = self.settings.clone();
@@ -132,6 +162,8 @@ impl Conversation for Talk {
 
 #[cfg(test)]
 mod tests {
+    use drover_config::WorkerConfig;
+
     use super::*;
 
     #[test]
@@ -142,7 +174,7 @@ mod tests {
         let config = WorkerConfig::default();
         let mut settings = drover_worker::codex_settings(PathBuf::from("codex"), &config, &private);
         settings.cwd = dir.path().join("dir/work");
-        let talk = Talk { settings, approves: false };
+        let talk = Talk { settings, approves: false, way: Arc::default() };
         talk.lay_out(&rollout, None).unwrap();
         assert_eq!(codex::thread_of(&talk.settings).unwrap(), None);
         std::fs::write(talk.settings.codex_home.join("sessions/rollout-1.jsonl"), "{}\n").unwrap();

@@ -89,12 +89,16 @@ enum Word {
     Park { handoff: HandoffId },
 }
 
+/// Words that may wait for a conversation. The core begins a turn when the one before it has ended, so one that is behind by more hangs: it is
+/// ended, and another one takes its place.
+const WORDS: usize = 4;
+
 type Calls = Arc<Mutex<HashMap<Call, oneshot::Sender<String>>>>;
 
 /// One conversation's task, from outside.
 struct Seat {
     epoch: Epoch,
-    words: mpsc::UnboundedSender<Word>,
+    words: mpsc::Sender<Word>,
     /// The turn that runs is to end.
     interrupt: CancellationToken,
     /// All of it is to end.
@@ -145,21 +149,22 @@ impl Host {
     /// Gives a turn to the session's agent.
     pub(crate) fn run(&self, session: &SessionId, epoch: Epoch, turn: Turn, again: bool) {
         let mut seats = self.seats();
-        let stale = seats.get(session).is_none_or(|seat| seat.epoch != epoch || seat.ending || seat.words.is_closed());
-        if stale {
-            let before = seats.remove(session).map(|seat| {
-                seat.stop.cancel();
-                seat.ended
-            });
-            seats.insert(session.clone(), self.seat(session, epoch, before));
+        let fit = seats.get(session).filter(|seat| seat.epoch == epoch && !seat.ending);
+        if fit.is_some_and(|seat| seat.words.try_send(Word::Run { turn, again }).is_ok()) {
+            return;
         }
-        if let Some(seat) = seats.get(session) {
-            let _ = seat.words.send(Word::Run { turn, again });
-        }
+        let before = seats.remove(session).map(|seat| {
+            seat.stop.cancel();
+            seat.ended
+        });
+        let seat = self.seat(session, epoch, before);
+        // The first word of a fresh one always finds room.
+        let _ = seat.words.try_send(Word::Run { turn, again });
+        seats.insert(session.clone(), seat);
     }
 
     fn seat(&self, session: &SessionId, epoch: Epoch, before: Option<watch::Receiver<bool>>) -> Seat {
-        let (words, heard) = mpsc::unbounded_channel();
+        let (words, heard) = mpsc::channel(WORDS);
         let (over, ended) = watch::channel(false);
         let (interrupt, stop, calls) = (CancellationToken::new(), CancellationToken::new(), Calls::default());
         let talk = Talk {
@@ -193,11 +198,15 @@ impl Host {
             seat.filter(|seat| !seat.words.is_closed()).is_some_and(|seat| {
                 seat.ending = true;
                 seat.interrupt.cancel();
-                seat.words.send(Word::Park { handoff }).is_ok()
+                let told = seat.words.try_send(Word::Park { handoff }).is_ok();
+                if !told {
+                    seat.stop.cancel();
+                }
+                told
             })
         };
         if !told {
-            // No process of it runs.
+            // No process of it runs, or soon none does.
             let ended = self.seats().get(session).map(|seat| seat.ended.clone());
             let (jobs, session) = (self.inner.jobs.clone(), session.clone());
             self.inner.ctx.spawn("park", async move {
@@ -292,7 +301,7 @@ struct Talk {
 }
 
 impl Talk {
-    async fn serve(mut self, mut heard: mpsc::UnboundedReceiver<Word>) {
+    async fn serve(mut self, mut heard: mpsc::Receiver<Word>) {
         let shutdown = self.host.inner.ctx.shutdown().clone();
         let mut parked = None;
         loop {

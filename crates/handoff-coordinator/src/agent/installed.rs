@@ -31,7 +31,7 @@ impl Agents {
         let worker = &around.config.worker;
         let mut agents = Self::default().with(AgentKind::Echo, Echo);
         if drover_worker::codex::find_binary(worker).is_ok() {
-            agents = agents.with(AgentKind::Codex, Codex::new(worker.clone()));
+            agents = agents.with(AgentKind::Codex, Codex::new(around.clone()));
         }
         if worker.nodes_ask_pool() && around.place.is_some() {
             agents = agents.with(AgentKind::Chat, Chat::new(around.clone()));

@@ -56,7 +56,7 @@ impl Manifest {
     pub(crate) const VERSION: u32 = 1;
 
     /// Refuses what would leave the directory that it is restored into.
-    pub(crate) fn check(&self) -> Result<(), BundleError> {
+    pub fn check(&self) -> Result<(), BundleError> {
         if self.v != Self::VERSION {
             return Err(BundleError::Damaged(format!("format version {} is not known here", self.v)));
         }
@@ -72,12 +72,11 @@ impl Manifest {
 
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.entries
-            .iter()
-            .map(|entry| match entry.kind {
-                Kind::File { size, .. } => size,
-                _ => 0,
-            })
-            .sum()
+        let sizes = self.entries.iter().map(|entry| match entry.kind {
+            Kind::File { size, .. } => size,
+            _ => 0,
+        });
+        // Whoever says that a file is as large as numbers go must not make the sum small.
+        sizes.fold(0, u64::saturating_add)
     }
 }

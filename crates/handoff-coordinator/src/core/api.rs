@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::ids::{Call, Digest, HandoffId, NodeId, Owner, ReplyTo, Turn};
 use super::message::{Message, Refusal, Rejection};
 use super::policy::{Own, Peer};
+use super::relief::Rooms;
 use crate::session::{LogSum, Opening, Outcome, Record};
 
 /// Why a node claims an epoch.
@@ -173,6 +174,8 @@ pub enum Input {
     Returned { session: SessionId, epoch: Epoch, call: Call, result: String },
     /// The agent has ended a turn. `notes` are what it leaves behind: context, files.
     Ended { session: SessionId, epoch: Epoch, turn: Turn, outcome: Outcome, notes: Vec<Record>, at_us: u64 },
+    /// The leaseholder has planned where sessions of this node may go, which has too much to do.
+    Relief(Rooms),
     /// The other nodes as they are now.
     Peers(Vec<Peer>),
     /// This node as it is now.
@@ -275,8 +278,8 @@ pub enum Effect {
     Reserve { handoff: HandoffId, session: SessionId, len: u64, fresh: bool },
     /// Keep a piece of a session's records.
     Write { handoff: HandoffId, session: SessionId, offset: u64, bytes: Bytes },
-    /// Check what came, fetch what belongs to it and sync it all.
-    Install { handoff: HandoffId, session: SessionId, len: u64, digest: Digest },
+    /// Check what came, fetch what belongs to it and sync it all. When it is what was announced, this record is claimed next.
+    Install { handoff: HandoffId, len: u64, digest: Digest, record: Box<OwnerRecord> },
     /// The copy is of no use any more.
     Discard { handoff: HandoffId, session: SessionId },
     /// Give a turn to the agent; `again` when it may have seen it before.

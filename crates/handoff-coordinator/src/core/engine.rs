@@ -12,6 +12,7 @@ use super::ids::{HandoffId, NodeId, Owner};
 use super::incoming::{End, Incoming};
 use super::message::{Message, Refusal, Rejection};
 use super::policy::{LoadGate, Own, Peer, reject};
+use super::relief::Relief;
 use super::session::{Context, Session, State};
 use super::settings::Settings;
 
@@ -57,6 +58,7 @@ pub struct Engine {
     peers: BTreeMap<NodeId, Peer>,
     own: Own,
     gate: LoadGate,
+    relief: Relief,
     timers: BTreeSet<(Duration, Timer)>,
     armed: BTreeMap<Timer, Duration>,
 }
@@ -75,6 +77,7 @@ impl Engine {
             peers: BTreeMap::new(),
             own: Own::default(),
             gate: LoadGate::default(),
+            relief: Relief::default(),
             timers: BTreeSet::new(),
             armed: BTreeMap::new(),
             settings,
@@ -211,6 +214,7 @@ impl Engine {
                     }
                 }
             }
+            Input::Relief(rooms) => self.relief.heard(self.now, rooms, &self.settings),
             Input::Tick => self.tick(out),
         }
     }
@@ -455,7 +459,8 @@ impl Engine {
         }
     }
 
-    /// Too much to do: the sessions that are moved most easily go, and those that have just come stay.
+    /// Too much to do: the sessions that are moved most easily go, and those that have just come stay. Where to, the leaseholder has
+    /// planned; when there is none, this node chooses.
     fn rebalance(&mut self, out: &mut Vec<Effect>) {
         self.arm(Timer::Rebalance, self.now + self.settings.rebalance_interval);
         let (leaving, _) = self.moving();
@@ -470,9 +475,22 @@ impl Engine {
             .map(|one| (one.outline.open.is_some(), one.journal.len, &one.id))
             .collect();
         movable.sort_unstable();
-        movable.truncate(self.settings.max_moves - leaving);
-        for id in movable.into_iter().map(|(.., id)| id.clone()).collect::<Vec<_>>() {
-            self.if_known(&id, out, |session, cx| session.request_move(cx, None, Why::Load));
+        let movable: Vec<SessionId> = movable.into_iter().map(|(.., id)| id.clone()).collect();
+        let planned = self.relief.counts(self.now);
+        let mut room = self.settings.max_moves - leaving;
+        for id in movable {
+            if room == 0 {
+                return;
+            }
+            let to = match self.sessions.get(&id) {
+                Some(session) if planned => match self.relief.take(&session.needs(), &self.peers) {
+                    Some(to) => Some(to),
+                    None => continue,
+                },
+                _ => None,
+            };
+            room -= 1;
+            self.if_known(&id, out, |session, cx| session.request_move(cx, to, Why::Load));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use drover_types::{Epoch, SessionId};
 
-use super::api::{Cause, Effect, Installed, Reserved};
+use super::api::{Cause, Effect, Installed, OwnerRecord, Reserved};
 use super::ids::{Digest, HandoffId, NodeId};
 use super::message::{Message, Refusal, Rejection};
 use super::session::{Base, Context, Session};
@@ -118,13 +118,15 @@ impl Incoming {
         if self.step != Step::Receiving {
             return;
         }
-        if offset == self.writing && !bytes.is_empty() {
+        // A source keeps to its window; of one that does not, no more waits for the disk than that.
+        let room = self.writing - self.written + bytes.len() as u64 <= 2 * cx.settings.window;
+        if offset == self.writing && !bytes.is_empty() && room {
             self.writing += bytes.len() as u64;
             let (handoff, session) = (self.id, self.session.clone());
             cx.out.push(Effect::Write { handoff, session, offset, bytes });
         } else {
             // One from before is there already; one from behind a gap is of no use until the gap is closed.
-            let again = offset > self.writing;
+            let again = offset > self.writing || (offset == self.writing && !room);
             self.say(cx, Message::Received { handoff: self.id, len: self.written, again });
         }
     }
@@ -159,7 +161,9 @@ impl Incoming {
             return Some(End::Refused(Refusal::Digest));
         }
         self.step = Step::Installing;
-        cx.out.push(Effect::Install { handoff: self.id, session: self.session.clone(), len, digest });
+        let (session, cause) = (self.session.clone(), Cause::Moved { handoff: self.id });
+        let record = Box::new(OwnerRecord { session, epoch: self.epoch.next(), owner: cx.me.clone(), cause });
+        cx.out.push(Effect::Install { handoff: self.id, len, digest, record });
         None
     }
 

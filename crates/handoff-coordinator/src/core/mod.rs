@@ -30,8 +30,10 @@ mod message;
 mod outgoing;
 mod outline;
 mod policy;
+mod relief;
 mod session;
 mod settings;
+mod turns;
 
 pub use api::{
     Appended, Asked, Cause, ClaimOutcome, Effect, Event, Failure, Input, Installed, Looked, OwnerRecord, Reply,
@@ -43,6 +45,7 @@ pub use ids::{Call, Digest, HandoffId, NodeId, Owner, ReplyTo, Turn};
 pub use message::{Held, Message, Needs, Refusal, Rejection};
 pub use outline::{Outline, OutlineError};
 pub use policy::{Candidate, LoadGate, Own, Peer, PeerState, choose_target};
+pub use relief::{Burden, Rooms, plan_relief};
 pub use session::State;
 pub use settings::Settings;
 

@@ -107,7 +107,22 @@ impl Session {
         self.frozen() || self.outgoing.as_ref().is_some_and(|out| out.step == Step::Draining)
     }
 
-    fn needs(&self) -> Needs {
+    /// Nothing of the agent's is under way that could not go along.
+    fn still(&self) -> bool {
+        match self.outline.open {
+            None => true,
+            Some(_) => self.parked && self.outline.replayable(),
+        }
+    }
+
+    /// No turn is taken: it is frozen, or is as soon as the disks have what was taken before. With turns that come without a pause that would
+    /// never be.
+    pub(crate) fn holds_turns(&self) -> bool {
+        let about_to = |out: &Outgoing| out.step == Step::Draining;
+        self.frozen() || (self.still() && self.outgoing.as_ref().is_some_and(about_to))
+    }
+
+    pub(crate) fn needs(&self) -> Needs {
         let capabilities = self.outline.opening.as_ref().map(|opening| opening.capabilities.clone());
         Needs { capabilities: capabilities.unwrap_or_default() }
     }
@@ -121,7 +136,8 @@ impl Session {
         if self.outgoing.is_some() || self.outline.closed {
             return refuse(Failure::Moving);
         }
-        let named = to.is_some();
+        // A plan names the node that suits best; a person means the one that is named.
+        let named = to.is_some() && why != Why::Load;
         let mut tried = BTreeSet::from([cx.me.node.clone()]);
         let target = match to {
             Some(node) if node == cx.me.node => None,
@@ -261,18 +277,16 @@ impl Session {
             return;
         }
         let (len, digest, idle) = (self.journal.len, self.journal.digest, self.journal.idle());
-        let still = match self.outline.open {
-            None => true,
-            Some(_) => self.parked && self.outline.replayable(),
-        };
-        let epoch = self.epoch();
+        let (still, epoch) = (self.still(), self.epoch());
         let Some(out) = &mut self.outgoing else { return };
         if out.step == Step::Copying && len - out.acked.min(len) <= cx.settings.freeze_lag {
             out.step = Step::Draining;
         }
+        if out.step == Step::Draining && still {
+            out.frozen.get_or_insert(cx.now);
+        }
         if out.step == Step::Draining && idle && still {
             out.step = Step::Parking;
-            out.frozen = Some(cx.now);
             out.resend = cx.now + cx.settings.resend;
             cx.out.push(Effect::Park { session: self.id.clone(), epoch, handoff: out.id });
         }

@@ -1,4 +1,4 @@
-//! One session on one node: who owns it, the turns that come in, and the agent.
+//! One session on one node: who owns it, its records, and the agent. The turns that come in: see `turns`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -6,14 +6,15 @@ use std::time::Duration;
 use drover_types::{Epoch, RequestId, SessionId};
 use rand::rngs::SmallRng;
 
-use super::api::{Appended, Asked, Cause, ClaimOutcome, Effect, Event, Failure, Looked, OwnerRecord, Reply};
+use super::api::{Appended, Cause, ClaimOutcome, Effect, Event, Failure, Looked, OwnerRecord, Reply};
 use super::ids::{Call, HandoffId, NodeId, Owner, ReplyTo, Turn};
 use super::journal::Journal;
-use super::message::{Held, Message};
+use super::message::{Held, Message, Rejection};
 use super::outgoing::Outgoing;
 use super::outline::Outline;
 use super::policy::{Own, Peer, PeerState};
 use super::settings::Settings;
+use super::turns::Waiting;
 use crate::session::{LogSum, Opening, Outcome, Record, TurnFault};
 
 /// What a session needs of its engine.
@@ -93,17 +94,6 @@ pub(crate) enum Phase {
 }
 
 #[derive(Debug)]
-struct Waiting {
-    request: RequestId,
-    prompt: String,
-    open: Option<Opening>,
-    at_us: u64,
-    until: Duration,
-    /// Came through the owner before, or again after the freeze: goes first.
-    flushed: bool,
-}
-
-#[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) phase: Phase,
@@ -111,9 +101,9 @@ pub(crate) struct Session {
     pub(crate) journal: Journal,
     /// The agent waits for a call of a tool.
     pub(crate) parked: bool,
-    waiters: BTreeMap<RequestId, Vec<ReplyTo>>,
-    held: VecDeque<Waiting>,
-    closers: Vec<ReplyTo>,
+    pub(super) waiters: BTreeMap<RequestId, Vec<ReplyTo>>,
+    pub(super) held: VecDeque<Waiting>,
+    pub(super) closers: Vec<ReplyTo>,
     pub(crate) outgoing: Option<Outgoing>,
     /// Counts attempts to move it; kept here so that it rises while this process lives.
     pub(crate) attempts: u32,
@@ -124,11 +114,8 @@ pub(crate) struct Session {
     /// Take it over when the look says that its owner is gone.
     recover: bool,
     /// It came by a handoff, and the turns that had come to the source are still to come.
-    awaits_flush: bool,
+    pub(super) awaits_flush: bool,
 }
-
-/// Waiters for one turn; whoever came first is told to come again when there are more.
-const MAX_WAITERS: usize = 16;
 
 impl Session {
     pub(crate) fn new(id: SessionId) -> Self {
@@ -229,6 +216,10 @@ impl Session {
         }
         match outcome {
             Looked::Unknown => self.phase = Phase::Looking { retry: Some(cx.now + cx.settings.store_retry) },
+            Looked::Nobody if cx.own.leaving => {
+                self.refuse_all(cx, &Failure::NobodyTook(Some(Rejection::Leaving)));
+                self.forget(cx);
+            }
             Looked::Nobody => {
                 if let Some(opening) = self.held.iter().find_map(|held| held.open.clone()) {
                     self.claim(cx, Epoch(1), Cause::Opened, Base::New(opening));
@@ -443,122 +434,6 @@ impl Session {
         self.migrated(cx, record);
     }
 
-    // ---- turns
-
-    pub(crate) fn ask(&mut self, cx: &mut Context<'_>, asked: Asked) {
-        let Asked { request, prompt, reply, known, open, at_us, .. } = asked;
-        let session = self.id.clone();
-        let refused = match &self.phase {
-            _ if prompt.len() > cx.settings.max_text => Some(Reply::Refused(Failure::TooLong)),
-            Phase::Closed { .. } => Some(Reply::Refused(Failure::SessionClosed)),
-            Phase::Migrated { record, until } if known <= record.epoch && cx.now < *until => {
-                Some(Reply::Redirect(record.clone()))
-            }
-            _ => None,
-        };
-        if let Some(refused) = refused {
-            cx.out.push(Effect::Reply { to: reply, session, reply: refused });
-            return;
-        }
-        if matches!(self.phase, Phase::Migrated { .. }) {
-            self.look(cx);
-        }
-        self.attend(cx, &request, reply);
-        if let Some((turn, mark)) = self.outline.find(&request).filter(|_| self.serves()) {
-            let epoch = self.epoch();
-            if mark.ended.is_some_and(|seq| seq <= self.journal.durable) {
-                self.tell(cx, &request, &Reply::Answer { turn, epoch });
-                self.waiters.remove(&request);
-            } else if mark.accepted <= self.journal.durable {
-                cx.out.push(Effect::Reply { to: reply, session, reply: Reply::Accepted { turn, epoch } });
-            }
-            return;
-        }
-        let until = cx.now + cx.settings.hold;
-        self.hold(cx, Waiting { request, prompt, open, at_us, until, flushed: false });
-        self.advance(cx);
-    }
-
-    /// Turns that had come to the owner before.
-    pub(crate) fn flushed(&mut self, cx: &mut Context<'_>, turns: Vec<Held>) {
-        for Held { request, prompt } in turns {
-            if self.outline.find(&request).is_none() && prompt.len() <= cx.settings.max_text {
-                let until = cx.now + cx.settings.hold;
-                self.hold(cx, Waiting { request, prompt, open: None, at_us: 0, until, flushed: true });
-            }
-        }
-        self.awaits_flush = false;
-        if let Phase::Active { gate, .. } = &mut self.phase {
-            *gate = None;
-        }
-        self.advance(cx);
-    }
-
-    /// Keeps a turn until it can be accepted; those of the owner before come first.
-    fn hold(&mut self, cx: &mut Context<'_>, waiting: Waiting) {
-        if let Some(at) = self.held.iter().position(|held| held.request == waiting.request) {
-            if !waiting.flushed || self.held[at].flushed {
-                return;
-            }
-            self.held.remove(at);
-        }
-        if self.held.len() >= cx.settings.max_held {
-            let request = waiting.request.clone();
-            self.tell(cx, &request, &Reply::Retry);
-            self.waiters.remove(&request);
-            return;
-        }
-        if waiting.flushed {
-            let behind = self.held.iter().take_while(|held| held.flushed).count();
-            self.held.insert(behind, waiting);
-        } else {
-            self.held.push_back(waiting);
-        }
-    }
-
-    fn attend(&mut self, cx: &mut Context<'_>, request: &RequestId, reply: ReplyTo) {
-        let waiters = self.waiters.entry(request.clone()).or_default();
-        if waiters.len() >= MAX_WAITERS {
-            let to = waiters.remove(0);
-            cx.out.push(Effect::Reply { to, session: self.id.clone(), reply: Reply::Retry });
-        }
-        waiters.push(reply);
-    }
-
-    fn tell(&self, cx: &mut Context<'_>, request: &RequestId, reply: &Reply) {
-        for to in self.waiters.get(request).into_iter().flatten() {
-            cx.out.push(Effect::Reply { to: *to, session: self.id.clone(), reply: reply.clone() });
-        }
-    }
-
-    fn refuse_all(&mut self, cx: &mut Context<'_>, why: &Failure) {
-        for held in std::mem::take(&mut self.held) {
-            self.tell(cx, &held.request, &Reply::Refused(why.clone()));
-            self.waiters.remove(&held.request);
-        }
-    }
-
-    /// Ends the session once its turns are answered.
-    pub(crate) fn close(&mut self, cx: &mut Context<'_>, reply: ReplyTo) {
-        let say = match &self.phase {
-            Phase::Closed { .. } => Reply::Closed,
-            Phase::Migrated { record, .. } if record.epoch != Epoch(0) => Reply::Redirect(record.clone()),
-            Phase::Migrated { .. } => Reply::Refused(Failure::UnknownSession),
-            _ => {
-                self.closers.push(reply);
-                self.advance(cx);
-                return;
-            }
-        };
-        cx.out.push(Effect::Reply { to: reply, session: self.id.clone(), reply: say });
-    }
-
-    fn answer_closers(&mut self, cx: &mut Context<'_>) {
-        for to in std::mem::take(&mut self.closers) {
-            cx.out.push(Effect::Reply { to, session: self.id.clone(), reply: Reply::Closed });
-        }
-    }
-
     // ---- records
 
     pub(crate) fn serves(&self) -> bool {
@@ -566,7 +441,7 @@ impl Session {
     }
 
     /// Adds a record of which the outline can be sure.
-    fn push(&mut self, record: Record) {
+    pub(super) fn push(&mut self, record: Record) {
         let applied = self.outline.apply(&record);
         debug_assert!(applied.is_ok(), "{applied:?}");
         if applied.is_ok() {
@@ -581,7 +456,7 @@ impl Session {
                 *gate = None;
             }
             let open = gate.is_none();
-            if open && !self.frozen() {
+            if open && !self.holds_turns() {
                 self.accept_held(cx);
             }
             if !self.stops_turns()
@@ -596,33 +471,6 @@ impl Session {
         }
         self.kick(cx);
         self.drive_outgoing(cx);
-    }
-
-    fn accept_held(&mut self, cx: &mut Context<'_>) {
-        while let Some(held) = self.held.pop_front() {
-            let full = self.outline.turns() >= cx.settings.max_turns || self.journal.len >= cx.settings.max_bytes;
-            if full || self.outline.closed {
-                let why = if full { Failure::SessionFull } else { Failure::SessionClosed };
-                self.tell(cx, &held.request, &Reply::Refused(why));
-                self.waiters.remove(&held.request);
-                continue;
-            }
-            if let Some((turn, mark)) = self.outline.find(&held.request) {
-                // Accepted before under another owner.
-                let epoch = self.epoch();
-                let ended = mark.ended.is_some_and(|seq| seq <= self.journal.durable);
-                let accepted = mark.accepted <= self.journal.durable;
-                if ended {
-                    self.tell(cx, &held.request, &Reply::Answer { turn, epoch });
-                    self.waiters.remove(&held.request);
-                } else if accepted {
-                    self.tell(cx, &held.request, &Reply::Accepted { turn, epoch });
-                }
-                continue;
-            }
-            let turn = Turn(self.outline.turns());
-            self.push(Record::Accepted { turn, request: held.request, prompt: held.prompt, at_us: held.at_us });
-        }
     }
 
     fn kick(&mut self, cx: &mut Context<'_>) {

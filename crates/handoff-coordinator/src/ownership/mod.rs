@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use drover_types::{Epoch, SessionId};
 use thiserror::Error;
 
+pub(crate) use shared_files::Ready;
 pub use shared_files::SharedFiles;
 
 use crate::core::{ClaimOutcome, Looked, NodeId, OwnerRecord};

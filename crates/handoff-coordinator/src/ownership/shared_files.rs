@@ -124,6 +124,56 @@ impl SharedFiles {
     }
 }
 
+/// A record that lies ready: to claim with it takes a link and no further wait for the disk.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    record: OwnerRecord,
+    content: files::Unnamed,
+}
+
+impl SharedFiles {
+    /// Brings a record to the disk that may be claimed soon. Nobody sees it, and it is gone when this is dropped.
+    pub(crate) fn ready(&self, record: OwnerRecord) -> Result<Ready, OwnershipError> {
+        let dir = self.dir(&record.session);
+        files::make_dir(&dir).map_err(failed("make", &dir))?;
+        let content = files::Unnamed::write(&dir, &line(&record, &dir)?).map_err(failed("write", &dir))?;
+        Ok(Ready { record, content })
+    }
+
+    /// [`Ownership::claim`], with what lies ready when it is the same.
+    pub(crate) fn claim_with(&self, record: &OwnerRecord, ready: Option<Ready>) -> Result<Claimed, OwnershipError> {
+        let dir = self.dir(&record.session);
+        files::make_dir(&dir).map_err(failed("make", &dir))?;
+        // Only a directory that a client of a network file system remembers wrongly needs the closer look.
+        let follows = record.epoch == Epoch(1) || dir.join(name(Epoch(record.epoch.0.saturating_sub(1)))).exists();
+        let newest = if follows { None } else { Self::newest_epoch(&dir)? };
+        if !follows && newest.unwrap_or_default().next() < record.epoch {
+            let (session, epoch, newest) = (record.session.clone(), record.epoch, newest.unwrap_or_default());
+            return Err(OwnershipError::Gap { session, epoch, newest });
+        }
+        if newest.is_none_or(|newest| newest < record.epoch) {
+            // Taken or not: the file says whose it is.
+            let published = match ready.filter(|ready| ready.record == *record) {
+                Some(ready) => ready.content.publish(&dir, &name(record.epoch)),
+                None => files::publish(&dir, &name(record.epoch), &line(record, &dir)?),
+            };
+            published.map_err(failed("write", &dir))?;
+        }
+        // Also finds out a claim of long ago that comes only now, when there are later epochs.
+        match self.newest(&record.session)? {
+            Some(newest) if newest == *record => Ok(Claimed::Won),
+            Some(newest) => Ok(Claimed::Lost(newest)),
+            None => Err(OwnershipError::Foreign { path: dir, why: "its records are gone".into() }),
+        }
+    }
+}
+
+fn line(record: &OwnerRecord, dir: &Path) -> Result<Vec<u8>, OwnershipError> {
+    let mut line = serde_json::to_vec(record).map_err(io::Error::from).map_err(failed("write", dir))?;
+    line.push(b'\n');
+    Ok(line)
+}
+
 fn name(epoch: Epoch) -> String {
     format!("{:020}.json", epoch.0)
 }
@@ -138,27 +188,7 @@ impl Ownership for SharedFiles {
     }
 
     fn claim(&self, record: &OwnerRecord) -> Result<Claimed, OwnershipError> {
-        let dir = self.dir(&record.session);
-        files::make_dir(&dir).map_err(failed("make", &dir))?;
-        // Only a directory that a client of a network file system remembers wrongly needs the closer look.
-        let follows = record.epoch == Epoch(1) || dir.join(name(Epoch(record.epoch.0.saturating_sub(1)))).exists();
-        let newest = if follows { None } else { Self::newest_epoch(&dir)? };
-        if !follows && newest.unwrap_or_default().next() < record.epoch {
-            let (session, epoch, newest) = (record.session.clone(), record.epoch, newest.unwrap_or_default());
-            return Err(OwnershipError::Gap { session, epoch, newest });
-        }
-        if newest.is_none_or(|newest| newest < record.epoch) {
-            let mut line = serde_json::to_vec(record).map_err(io::Error::from).map_err(failed("write", &dir))?;
-            line.push(b'\n');
-            // Taken or not: the file says whose it is.
-            files::publish(&dir, &name(record.epoch), &line).map_err(failed("write", &dir))?;
-        }
-        // Also finds out a claim of long ago that comes only now, when there are later epochs.
-        match self.newest(&record.session)? {
-            Some(newest) if newest == *record => Ok(Claimed::Won),
-            Some(newest) => Ok(Claimed::Lost(newest)),
-            None => Err(OwnershipError::Foreign { path: dir, why: "its records are gone".into() }),
-        }
+        self.claim_with(record, None)
     }
 
     fn owned_by(&self, node: &NodeId) -> Result<Vec<OwnerRecord>, OwnershipError> {
@@ -203,6 +233,23 @@ mod tests {
         assert_eq!(causes, [1, 2]);
         assert_eq!(files.name().unwrap(), SharedFiles::new(dir.path()).unwrap().name().unwrap());
         assert_eq!(files.all().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_record_that_lies_ready_is_seen_only_when_it_is_claimed() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = SharedFiles::new(dir.path()).unwrap();
+        let (a, b) = (record(1, "x/0"), record(1, "x/1"));
+        let (ready, late) = (files.ready(a.clone()).unwrap(), files.ready(b.clone()).unwrap());
+        assert_eq!(files.newest(&a.session).unwrap(), None);
+        assert_eq!(files.claim_with(&a, Some(ready)).unwrap(), Claimed::Won);
+        assert_eq!(files.claim_with(&b, Some(late)).unwrap(), Claimed::Lost(a.clone()));
+        let other = files.ready(record(3, "x/1")).unwrap();
+        assert_eq!(files.claim_with(&record(2, "x/1"), Some(other)).unwrap(), Claimed::Won, "another's is not taken");
+        drop(files.ready(record(3, "x/0")).unwrap());
+        let left = std::fs::read_dir(dir.path().join("s1/owners")).unwrap().count();
+        assert_eq!(left, 2, "nothing is left behind");
+        assert_eq!(files.newest(&a.session).unwrap(), Some(record(2, "x/1")));
     }
 
     #[test]

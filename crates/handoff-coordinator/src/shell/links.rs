@@ -14,7 +14,7 @@ use bytes::Bytes;
 use drover_proto::transfer::TellRequest;
 use drover_proto::transfer::transfer_service_client::TransferServiceClient;
 use drover_service::pki::IdentityHandle;
-use drover_service::{Context, MAX_MESSAGE_BYTES, Target, connect, connect_node};
+use drover_service::{Context, MAX_MESSAGE_BYTES, Target, connect, connect_node, why};
 use drover_types::SessionId;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -25,7 +25,7 @@ use tracing::debug;
 use super::session_disk::Places;
 use super::view::View;
 use super::wire;
-use crate::core::{HandoffId, Message, NodeId};
+use crate::core::{HandoffId, Message, NodeId, Rooms};
 use crate::metrics::Metrics;
 
 /// Messages that may wait for one node; what comes on top is lost.
@@ -102,6 +102,14 @@ impl Links {
 
     pub(crate) fn send_recover(&self, to: &NodeId, session: &SessionId) {
         self.push(to, Piece::Word(wire::recover(session)));
+    }
+
+    pub(crate) fn send_relief(&self, to: &NodeId, rooms: &Rooms) {
+        self.push(to, Piece::Word(wire::relief(rooms)));
+    }
+
+    pub(crate) fn send_ordered(&self, to: &NodeId) {
+        self.push(to, Piece::Word(wire::ordered()));
     }
 
     pub(crate) fn send_chunk(&self, to: &NodeId, handoff: HandoffId, session: SessionId, offset: u64, len: u64) {
@@ -198,7 +206,7 @@ impl Inner {
             tokio::select! {
                 ended = client.tell(request) => {
                     if let Err(status) = ended {
-                        debug!(node = %to, error = status.message(), "the link to a node broke off");
+                        debug!(node = %to, error = why(&status), "the link to a node broke off");
                     }
                 }
                 () = stopping.cancelled() => {}

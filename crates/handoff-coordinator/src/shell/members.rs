@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use tracing::{debug, info};
 
 use super::Shell;
-use super::view::{AGENTS, PORT, STORE};
+use super::view::{AGENTS, DRAINING, PORT, STORE};
 use crate::core::{Input, NodeId};
 
 /// Longest wait for an answer of the daemon, which is on this host.
@@ -99,6 +99,7 @@ async fn converse(shell: &Shell, client: &mut Client, card: &Card) -> Result<(),
     let mut tend = tokio::time::interval(TEND);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut introduced, mut sessions, mut since) = (false, None, None::<(bool, Instant)>);
+    let mut draining = None;
     loop {
         tokio::select! {
             update = changes.message() => match update?.and_then(|update| update.update) {
@@ -110,6 +111,11 @@ async fn converse(shell: &Shell, client: &mut Client, card: &Card) -> Result<(),
             _ = tend.tick() => {
                 if !introduced {
                     introduced = introduce(shell, client, card).await?;
+                }
+                let leaving = shell.view.own().leaving;
+                if introduced && draining != Some(leaving) {
+                    say_draining(client, leaving).await?;
+                    draining = Some(leaving);
                 }
                 let held = shell.metrics.held.get().max(0) as u32;
                 if sessions != Some(held) {
@@ -126,6 +132,20 @@ async fn converse(shell: &Shell, client: &mut Client, card: &Card) -> Result<(),
                 settle(shell, client, &mut since).await?;
             }
         }
+    }
+}
+
+/// Says whether this node is emptied, so that nobody thinks of it when sessions are placed, and people see it.
+async fn say_draining(client: &mut Client, leaving: bool) -> Result<(), Status> {
+    let request = if leaving {
+        let set_capabilities = HashMap::from([(DRAINING.to_owned(), "yes".to_owned())]);
+        UpdateMetadataRequest { set_capabilities, ..UpdateMetadataRequest::default() }
+    } else {
+        UpdateMetadataRequest { remove_capabilities: vec![DRAINING.to_owned()], ..UpdateMetadataRequest::default() }
+    };
+    match within(client.update_metadata(request)).await {
+        Err(status) if status.code() == Code::Unavailable => Err(status),
+        _ => Ok(()),
     }
 }
 

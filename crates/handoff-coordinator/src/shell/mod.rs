@@ -13,10 +13,14 @@
 
 mod disk;
 mod drain;
+mod ear;
 mod events;
 mod links;
 mod members;
 mod ops;
+mod orders;
+mod planner;
+mod post;
 mod route;
 mod session_disk;
 mod sessions;
@@ -25,6 +29,8 @@ mod transfer;
 mod view;
 mod waiters;
 mod wire;
+
+pub use wire::understood;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +45,8 @@ pub(crate) use disk::Disk;
 pub(crate) use events::{code as failure_code, why_name};
 pub(crate) use members::{Card, follow as follow_members};
 pub(crate) use ops::Door;
+pub(crate) use planner::plan;
+pub(crate) use post::serve as serve_post;
 pub(crate) use session_disk::Places;
 pub(crate) use takeover::adopt_orphans;
 pub(crate) use transfer::NodeDoor;
@@ -47,8 +55,10 @@ pub(crate) use view::View;
 use crate::agent::{Agents, Host, Live};
 use crate::core::{Effect, Engine, Input, Owner, Settings};
 use crate::metrics::Metrics;
+use crate::shell::drain::Drains;
 use crate::shell::events::Events;
 use crate::shell::links::Links;
+use crate::shell::orders::Orders;
 use crate::shell::waiters::Waiters;
 
 /// Jobs that may wait for the core; whoever brings more waits.
@@ -102,6 +112,14 @@ pub(crate) struct Shell {
     /// Agent of a session that is opened without naming one.
     pub(crate) default_agent: AgentKind,
     pub(crate) identity: Option<IdentityHandle>,
+    /// How long one who listens to a turn may read nothing.
+    pub(crate) patience: Duration,
+    /// The drain of this node.
+    pub(crate) drains: Drains,
+    /// Which nodes are to be empty.
+    pub(crate) orders: Orders,
+    /// Name of this node's membership in the address book.
+    pub(crate) membership: String,
 }
 
 /// What a shell begins with.
@@ -112,6 +130,8 @@ pub(crate) struct Parts {
     pub(crate) agents: Agents,
     pub(crate) default_agent: AgentKind,
     pub(crate) turns: usize,
+    pub(crate) patience: Duration,
+    pub(crate) membership: String,
     pub(crate) bytes_per_second: u64,
     pub(crate) identity: Option<IdentityHandle>,
     pub(crate) metrics: Metrics,
@@ -120,7 +140,9 @@ pub(crate) struct Parts {
 impl Shell {
     /// Starts the task that has the core.
     pub(crate) fn start(parts: Parts, ctx: &Context) -> Self {
-        let Parts { me, settings, places, agents, default_agent, turns, bytes_per_second, identity, metrics } = parts;
+        let Parts { me, settings, places, agents, default_agent, turns, patience, membership, .. } = parts;
+        let (bytes_per_second, identity, metrics) = (parts.bytes_per_second, parts.identity, parts.metrics);
+        let orders = Orders::new(&places.shared);
         let (jobs, taken) = mpsc::channel(JOBS);
         let disk = Disk::new(places, jobs.clone(), ctx);
         let jobs = Jobs(jobs);
@@ -151,6 +173,10 @@ impl Shell {
             agents,
             default_agent,
             identity,
+            patience,
+            drains: Drains::new(),
+            orders,
+            membership,
         };
         let engine = Engine::new(Duration::ZERO, me, settings, rand::random());
         ctx.spawn("core", shell.clone().drive(engine, taken));
@@ -212,8 +238,10 @@ impl Shell {
             Effect::Write { handoff, session, offset, bytes } => {
                 self.disk.push(&session, move |state, _| Some(state.write(handoff, offset, &bytes)));
             }
-            Effect::Install { handoff, session, len, digest } => {
-                self.disk.push(&session, move |state, _| Some(state.install(handoff, len, digest)));
+            Effect::Install { handoff, len, digest, record } => {
+                self.disk.push(&record.session.clone(), move |state, places| {
+                    Some(state.install(places, handoff, len, digest, *record))
+                });
             }
             Effect::Discard { handoff, session } => self.disk.push(&session, move |state, _| {
                 state.discard(handoff);

@@ -13,12 +13,14 @@ use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument as _, debug_span};
 
 use super::Shell;
+use super::ear::Ear;
 use super::route::{Route, Wanted};
 use super::{drain, sessions};
 
-/// Parts of an answer that may wait for a slow reader.
+/// Events that may wait for a slow reader.
 const EARS: usize = 64;
 
 /// The service.
@@ -56,9 +58,11 @@ impl HandoffService for Door {
 
     async fn send(&self, request: Request<SendRequest>) -> Answer<Self::SendStream> {
         let wanted = Wanted::check(request.into_inner(), &self.shell).map_err(failed)?;
-        let (ear, told) = mpsc::channel(EARS);
-        self.shell.ctx.spawn("turn", Route::new(&self.shell, wanted, ear).follow());
-        Ok(Response::new(Box::pin(ReceiverStream::new(told))))
+        let (ear, heard) = Ear::new(self.shell.patience);
+        // In the trace that the caller brought, from here until the turn is answered.
+        let span = debug_span!("session_turn", session_id = %wanted.session, request_id = %wanted.request);
+        self.shell.ctx.spawn("turn", Route::new(&self.shell, wanted, ear).follow().instrument(span));
+        Ok(Response::new(heard))
     }
 
     async fn close(&self, request: Request<CloseRequest>) -> Answer<CloseResponse> {
@@ -86,8 +90,7 @@ impl HandoffService for Door {
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Answer<Self::DrainStream> {
-        let DrainRequest { node_id, undo } = request.into_inner();
-        let told = drain::begin(&self.shell, node_id, undo).await?;
+        let told = drain::begin(&self.shell, request.into_inner()).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(told))))
     }
 
@@ -121,6 +124,7 @@ impl HandoffService for Door {
             peers: shell.view.able().len() as u32,
             agents: shell.agents.names().map(str::to_owned).collect(),
             notes,
+            drain: shell.drains.state().filter(|_| own.leaving),
         }))
     }
 

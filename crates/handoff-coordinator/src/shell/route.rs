@@ -7,17 +7,17 @@ use drover_proto::handoff::handoff_service_client::HandoffServiceClient;
 use drover_proto::handoff::send_response::Update;
 use drover_proto::handoff::{Accepted, Answer, Moved, SendRequest, SendResponse, Text};
 use drover_proto::{failure_of, status_of};
-use drover_service::{MAX_MESSAGE_BYTES, now_us};
+use drover_service::{MAX_MESSAGE_BYTES, in_trace, now_us, traceparent};
 use drover_types::{AgentKind, Epoch, ErrorCode, Failure, RequestId, SessionId};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 use tracing::debug;
 
+use super::ear::Ear;
 use super::events::say;
 use super::view::AGENTS;
 use super::{Shell, waiters::Waiter};
-use crate::core::{Asked, Cause, Failure as Why, Input, NodeId, OwnerRecord, Reply, Turn};
+use crate::core::{Asked, Cause, Failure as Why, Input, NodeId, OwnerRecord, Rejection, Reply, Turn};
 use crate::ownership::Ownership as _;
 use crate::session::{Opening, Outcome, TurnFault};
 
@@ -31,8 +31,6 @@ const HOPS: u32 = 3;
 const FIRST_WORD: Duration = Duration::from_secs(12);
 /// Most bytes of text in one message.
 const TEXT: usize = 64 << 10;
-
-pub(crate) type Ear = mpsc::Sender<Result<SendResponse, Status>>;
 
 /// A turn as it was asked for, checked.
 #[derive(Debug, Clone)]
@@ -122,7 +120,7 @@ impl Route {
             match tried {
                 Tried::Over => return,
                 Tried::Failed(failure) => {
-                    let _ = self.ear.send(Err(status_of(&failure))).await;
+                    self.ear.say(Err(status_of(&failure))).await;
                     return;
                 }
                 Tried::Elsewhere(node, epoch) => {
@@ -147,7 +145,7 @@ impl Route {
                 let failure =
                     Failure::new(ErrorCode::BackendUnavailable, "nobody takes this session's turns at the moment")
                         .hint("ask again under the same request id; `drover why` says where the session is");
-                let _ = self.ear.send(Err(status_of(&failure))).await;
+                self.ear.say(Err(status_of(&failure))).await;
                 return;
             }
             tokio::select! {
@@ -156,15 +154,15 @@ impl Route {
                 () = self.shell.ctx.shutdown().cancelled() => {
                     let failure = Failure::new(ErrorCode::ShuttingDown, "this node is ending")
                         .hint("ask another node under the same request id");
-                    let _ = self.ear.send(Err(status_of(&failure))).await;
+                    self.ear.say(Err(status_of(&failure))).await;
                     return;
                 }
             }
         }
     }
 
-    async fn say(&self, update: Update) -> bool {
-        self.ear.send(Ok(SendResponse { update: Some(update) })).await.is_ok()
+    async fn say(&mut self, update: Update) -> bool {
+        self.ear.say(Ok(SendResponse { update: Some(update) })).await
     }
 
     /// The node that has the session or is to have it; nothing for this one.
@@ -325,13 +323,14 @@ impl Route {
             return Tried::Again;
         };
         let mut client = HandoffServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let mut request = tonic::Request::new(SendRequest {
+        let request = SendRequest {
             offset: self.offset,
             known_epoch: self.known.0,
             redirect_only: true,
             placed: true,
             ..self.wanted.raw.clone()
-        });
+        };
+        let mut request = in_trace(request, &traceparent().unwrap_or_default());
         self.shell.links.sign(&mut request);
         self.shell.metrics.forwarded.inc();
         let begun = tokio::select! {
@@ -455,6 +454,9 @@ pub(crate) fn failure(why: &Why) -> Failure {
         ),
         Why::SessionClosed | Why::SessionFull => (ErrorCode::SessionOver, "begin another session"),
         Why::TooLong => (ErrorCode::InvalidRequest, "shorten it"),
+        Why::NobodyTook(Some(Rejection::Leaving)) => {
+            (ErrorCode::BackendUnavailable, "this node is to be empty; ask another one under the same request id")
+        }
         _ => (ErrorCode::HandoffFailed, "`drover why SESSION` says more"),
     };
     Failure::new(code, say(why)).hint(hint)

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use crate::core::{
     Appended, Cause, ClaimOutcome, Digest, HandoffId, Input, Installed, Looked, OwnerRecord, Reserved, Turn,
 };
-use crate::ownership::{Ownership as _, SharedFiles, claim_outcome, look_outcome};
+use crate::ownership::{Ownership as _, Ready, SharedFiles, claim_outcome, look_outcome};
 use crate::session::{Opening, Outcome, Record, SessionState};
 use crate::store::{IncomingCopy, Journals, SessionLog, SessionStore, StoreError, records};
 
@@ -74,6 +74,8 @@ pub(crate) struct SessionDisk {
     copy: Option<(HandoffId, IncomingCopy)>,
     /// What came in whole, until its claim is decided.
     installed: Option<(HandoffId, IncomingCopy)>,
+    /// The record with which it is claimed.
+    ready: Option<Ready>,
     prompts: BTreeMap<Turn, Prompt>,
     calls: BTreeMap<crate::core::Call, (String, Option<String>)>,
     recent: VecDeque<(Turn, Outcome)>,
@@ -88,6 +90,7 @@ impl SessionDisk {
             store: None,
             copy: None,
             installed: None,
+            ready: None,
             prompts: BTreeMap::new(),
             calls: BTreeMap::new(),
             recent: VecDeque::new(),
@@ -110,7 +113,7 @@ impl SessionDisk {
     }
 
     pub(crate) fn claim(&mut self, places: &Places, record: &OwnerRecord) -> Input {
-        let result = places.ownership.claim(record);
+        let result = places.ownership.claim_with(record, self.ready.take());
         if let Err(error) = &result {
             warn!(session_id = %self.session, %error, "a claim is not decided");
         }
@@ -254,7 +257,7 @@ impl SessionDisk {
         }
         let path = places.dir(&self.session).join("copy.jsonl");
         let room = free_bytes(&places.node).is_none_or(|free| free >= len + SPARE);
-        let outcome = match room.then(|| IncomingCopy::begin(&path, fresh, places.most)) {
+        let outcome = match room.then(|| IncomingCopy::begin(&path, fresh, len, places.most)) {
             None => Reserved::NoSpace,
             Some(Err(error)) => {
                 warn!(session_id = %self.session, %error, "no place for a session that was to come");
@@ -283,10 +286,17 @@ impl SessionDisk {
         Input::Written { handoff, len }
     }
 
-    pub(crate) fn install(&mut self, handoff: HandoffId, len: u64, digest: Digest) -> Input {
+    pub(crate) fn install(
+        &mut self,
+        places: &Places,
+        handoff: HandoffId,
+        len: u64,
+        digest: Digest,
+        record: OwnerRecord,
+    ) -> Input {
         let outcome = match self.copy.take_if(|(of, _)| *of == handoff) {
             None => Installed::Failed,
-            Some((_, copy)) => match copy.whole(len, digest) {
+            Some((_, copy)) => match self.keep(places, &copy, len, digest, record) {
                 Ok(true) => {
                     let sum = Box::new(copy.log().sum().clone());
                     self.installed = Some((handoff, copy));
@@ -306,7 +316,26 @@ impl SessionDisk {
         Input::Installed { handoff, outcome }
     }
 
+    /// Has the disk keep a copy, and at the same time the record with which it will be claimed: nobody is served meanwhile.
+    fn keep(
+        &mut self,
+        places: &Places,
+        copy: &IncomingCopy,
+        len: u64,
+        digest: Digest,
+        record: OwnerRecord,
+    ) -> Result<bool, StoreError> {
+        std::thread::scope(|scope| {
+            let ready = scope.spawn(|| places.ownership.ready(record));
+            let whole = copy.whole(len, digest);
+            // A record that cannot lie ready is written when it is claimed.
+            self.ready = ready.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).ok();
+            whole
+        })
+    }
+
     pub(crate) fn discard(&mut self, handoff: HandoffId) {
+        self.ready = None;
         for copy in [&mut self.copy, &mut self.installed] {
             if let Some((_, copy)) = copy.take_if(|(of, _)| *of == handoff)
                 && let Err(error) = copy.discard()

@@ -57,6 +57,8 @@ impl TransferService for NodeDoor {
                     debug!(session_id = %session, node = %from, "asked to look after a session");
                     self.shell.jobs.input(Input::Recover { session }).await;
                 }
+                Ok(Said::Relief(rooms)) => self.shell.jobs.input(Input::Relief(rooms)).await,
+                Ok(Said::Ordered) => self.shell.drains.ordered(),
                 // It counts as lost, and is sent again.
                 Err(WireError::Damaged) => {
                     self.shell.metrics.damaged.inc();

@@ -10,7 +10,7 @@ use drover_proto::membership::{Member, MemberState};
 use drover_types::SessionId;
 use tokio::sync::watch;
 
-use crate::core::{NodeId, Own, Peer, PeerState};
+use crate::core::{Burden, NodeId, Own, Peer, PeerState};
 
 /// Capability of a node whose sessions can be reached: the port.
 pub(crate) const PORT: &str = "handoff";
@@ -18,6 +18,8 @@ pub(crate) const PORT: &str = "handoff";
 pub(crate) const AGENTS: &str = "agents";
 /// Capability: which shared file system it keeps its sessions on.
 pub(crate) const STORE: &str = "sessions";
+/// Capability of a node that is emptied and takes no sessions.
+pub(crate) const DRAINING: &str = "draining";
 /// Nodes that are gone and still remembered as such.
 const GONE: usize = 10_000;
 /// How much more than its share of the load a node may get before new sessions go to the next.
@@ -92,7 +94,9 @@ impl View {
             };
             let port = member.capabilities.get(PORT).and_then(|port| port.parse::<u16>().ok());
             let ip = member.addr.parse::<IpAddr>().ok();
-            let able = port.is_some() && member.capabilities.get(STORE) == Some(&inner.store);
+            let able = port.is_some()
+                && member.capabilities.get(STORE) == Some(&inner.store)
+                && !member.capabilities.contains_key(DRAINING);
             let addr = ip.zip(port).map(|(ip, port)| SocketAddr::new(ip, port));
             let load = member.load_score.unwrap_or(0.0);
             let (overloaded, capabilities) = (member.overloaded, capabilities(member));
@@ -201,6 +205,27 @@ impl View {
         let inner = self.lock();
         let able = inner.nodes.values().filter(|known| known.able && known.peer.state == PeerState::Alive);
         able.map(|known| known.peer.node.clone()).collect()
+    }
+
+    /// Whether somebody else who runs sessions has too much to do.
+    pub(crate) fn is_anybody_over(&self) -> bool {
+        let alive = |known: &&Known| known.able && known.peer.state == PeerState::Alive;
+        self.lock().nodes.values().filter(alive).any(|known| known.peer.overloaded)
+    }
+
+    /// All who run sessions on this file system, this node too.
+    pub(crate) fn burdens(&self, own_over: bool) -> Vec<Burden> {
+        let inner = self.lock();
+        let own = &inner.own;
+        let me = Burden { node: self.me.clone(), load: own.load, over: own_over, open: !own.leaving };
+        let alive = inner.nodes.values().filter(|known| known.able && known.peer.state == PeerState::Alive);
+        let others = alive.map(|Known { peer, .. }| Burden {
+            node: peer.node.clone(),
+            load: peer.load,
+            over: peer.overloaded,
+            open: true,
+        });
+        others.chain([me]).collect()
     }
 
     /// A node keeps failing.

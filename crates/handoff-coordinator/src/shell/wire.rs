@@ -3,9 +3,10 @@
 use drover_proto::transfer::tell_request::Message as Wire;
 use drover_proto::transfer::{self as pb, TellRequest};
 use drover_types::{Epoch, SessionId};
+use prost::Message as _;
 use ring::digest::{SHA256, digest};
 
-use crate::core::{Digest, HandoffId, Held, Message, Needs, Refusal, Rejection};
+use crate::core::{Digest, HandoffId, Held, Message, Needs, NodeId, Refusal, Rejection, Rooms};
 
 /// A message that cannot be one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +26,14 @@ pub(crate) enum Said {
     Message(Message),
     /// Look after this session.
     Recover(SessionId),
+    /// Sessions of this node may go there.
+    Relief(Rooms),
+    /// A node is to be emptied.
+    Ordered,
 }
+
+/// Most nodes in one plan; a plan has room for a few sessions.
+const ROOMS: usize = 64;
 
 const REJECTIONS: [Rejection; 7] = [
     Rejection::Overloaded,
@@ -56,6 +64,17 @@ pub(crate) fn chunk(handoff: HandoffId, offset: u64, data: bytes::Bytes) -> Tell
 pub(crate) fn recover(session: &SessionId) -> TellRequest {
     let session_id = session.to_string();
     TellRequest { handoff: 0, message: Some(Wire::Recover(pb::Recover { session_id })) }
+}
+
+/// Where a node's sessions may go.
+pub(crate) fn relief(rooms: &Rooms) -> TellRequest {
+    let rooms = rooms.iter().map(|(node, sessions)| pb::Room { node_id: node.to_string(), sessions: *sessions });
+    TellRequest { handoff: 0, message: Some(Wire::Relief(pb::Relief { rooms: rooms.collect() })) }
+}
+
+/// A node is to be emptied.
+pub(crate) fn ordered() -> TellRequest {
+    TellRequest { handoff: 0, message: Some(Wire::Ordered(pb::Ordered {})) }
 }
 
 pub(crate) fn encode(message: Message) -> TellRequest {
@@ -139,8 +158,26 @@ pub(crate) fn decode(request: TellRequest) -> Result<Said, WireError> {
             Message::Flush { handoff, session: session(&flush.session_id)?, turns }
         }
         Wire::Recover(recover) => return Ok(Said::Recover(session(&recover.session_id)?)),
+        Wire::Relief(relief) => {
+            let rooms = relief.rooms.into_iter().take(ROOMS);
+            return Ok(Said::Relief(rooms.map(|room| (NodeId::new(&room.node_id), room.sessions)).collect()));
+        }
+        Wire::Ordered(_) => return Ok(Said::Ordered),
     };
     Ok(Said::Message(message))
+}
+
+/// What a message says that another node sent, and the same as we would send it; nothing when it cannot be one. Public for fuzzing.
+pub fn understood(bytes: &[u8]) -> Option<(String, Vec<u8>)> {
+    let said = decode(TellRequest::decode(bytes).ok()?).ok()?;
+    let words = format!("{said:?}");
+    let again = match said {
+        Said::Message(message) => encode(message),
+        Said::Recover(session) => recover(&session),
+        Said::Relief(rooms) => relief(&rooms),
+        Said::Ordered => ordered(),
+    };
+    Some((words, again.encode_to_vec()))
 }
 
 #[cfg(test)]
@@ -179,6 +216,9 @@ mod tests {
             assert_eq!(decode(encode(message.clone())), Ok(Said::Message(message)));
         }
         assert_eq!(decode(recover(&session)), Ok(Said::Recover(session)));
+        let rooms = Rooms::from([(NodeId::new("s/1"), 3), (NodeId::new("s/2"), 1)]);
+        assert_eq!(decode(relief(&rooms)), Ok(Said::Relief(rooms)));
+        assert_eq!(decode(ordered()), Ok(Said::Ordered));
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct IncomingCopy {
     most: u64,
     /// Bytes that the disk has for good.
     synced: u64,
+    /// Bytes that were announced: those behind them come while nobody is served.
+    announced: u64,
 }
 
 /// Bytes that may wait for the disk: at the end, while nobody can be served, there is little left to wait for.
@@ -23,13 +25,13 @@ const UNSYNCED: u64 = 8 << 20;
 
 impl IncomingCopy {
     /// Goes on from what an earlier attempt left, unless it is to be `fresh`. A copy that cannot be read is begun anew.
-    pub fn begin(path: &Path, fresh: bool, most: u64) -> Result<Self, StoreError> {
+    pub fn begin(path: &Path, fresh: bool, announced: u64, most: u64) -> Result<Self, StoreError> {
         let log = if fresh { None } else { SessionLog::open(path).ok() };
         let log = match log {
             Some(log) => log,
             None => SessionLog::create(path)?,
         };
-        Ok(Self { log, rest: Vec::new(), most, synced: 0 })
+        Ok(Self { log, rest: Vec::new(), most, synced: 0, announced })
     }
 
     /// Bytes that are there; the next piece begins behind them.
@@ -59,9 +61,10 @@ impl IncomingCopy {
             self.log.write(&self.rest[..whole])?;
             self.rest.drain(..whole);
         }
-        if self.log.sum().len >= self.synced + UNSYNCED {
+        let len = self.log.sum().len;
+        if len >= self.synced + UNSYNCED || (len >= self.announced && self.synced < self.announced) {
             self.log.sync()?;
-            self.synced = self.log.sum().len;
+            self.synced = len;
         }
         Ok(self.len())
     }
@@ -71,7 +74,9 @@ impl IncomingCopy {
         if !self.rest.is_empty() || (self.log.sum().len, self.log.sum().digest) != (len, digest) {
             return Ok(false);
         }
-        self.log.sync()?;
+        if self.synced < len {
+            self.log.sync()?;
+        }
         Ok(true)
     }
 
@@ -80,7 +85,7 @@ impl IncomingCopy {
         &self.log
     }
 
-    /// The claim is won: from now on it is the session's log.
+    /// The claim is won: from now on it is the session's log. A crash may take the name back, and then the journals say it all again.
     pub fn adopt(self, path: &Path) -> Result<SessionLog, StoreError> {
         self.log.rename(path)
     }

@@ -53,12 +53,24 @@ impl Journals {
             // A process claims anew when it starts, so nobody has written in this epoch before.
             let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
             let file = file.map_err(failed("make", &path))?;
-            files::sync_dir(&dir).map_err(failed("keep", &dir))?;
             self.open = Some((epoch, file, 0));
         }
         let Some((_, file, whole)) = &mut self.open else { return Ok(()) };
+        // Written again, they are written over what is there and nothing is cut off: a later owner may have read it by then.
         file.write_all_at(lines, *whole).map_err(failed("write", &path))?;
-        file.sync_data().map_err(failed("sync", &path))?;
+        if *whole == 0 {
+            // The first lines and the name of the file are brought to the disk at the same time.
+            let dir = self.dir.join("journal");
+            let (named, kept) = std::thread::scope(|scope| {
+                let named = scope.spawn(|| files::sync_dir(&dir));
+                let kept = file.sync_data();
+                (named.join(), kept)
+            });
+            named.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(failed("keep", &dir))?;
+            kept.map_err(failed("sync", &path))?;
+        } else {
+            file.sync_data().map_err(failed("sync", &path))?;
+        }
         *whole += lines.len() as u64;
         Ok(())
     }

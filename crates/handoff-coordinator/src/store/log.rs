@@ -83,12 +83,9 @@ impl SessionLog {
         Ok(bytes)
     }
 
-    /// The same log under another name.
+    /// The same log under another name, which the disk keeps when it gets to it.
     pub fn rename(mut self, path: &Path) -> Result<Self, StoreError> {
         std::fs::rename(&self.path, path).map_err(failed("rename", &self.path))?;
-        if let Some(dir) = path.parent() {
-            files::sync_dir(dir).map_err(failed("keep", dir))?;
-        }
         path.clone_into(&mut self.path);
         Ok(self)
     }

@@ -241,13 +241,13 @@ fn a_copy_comes_in_pieces_goes_on_after_a_crash_and_is_checked() {
     (0..20).for_each(|number| place.keep(&mut store, &turn(number, "some text")));
     let (len, digest) = store.digest();
     let path = place.dir.path().join("node-2/s1/copy.jsonl");
-    let mut copy = IncomingCopy::begin(&path, false, 1 << 20).unwrap();
+    let mut copy = IncomingCopy::begin(&path, false, 0, 1 << 20).unwrap();
     copy.write(0, &store.log().read_at(0, 1000).unwrap()).unwrap();
     assert!(!copy.whole(len, digest).unwrap());
     assert!(copy.write(999, b"x").is_err(), "a piece that does not follow is refused");
     drop(copy);
     // Whole lines are left of what had come.
-    let mut copy = IncomingCopy::begin(&path, false, 1 << 20).unwrap();
+    let mut copy = IncomingCopy::begin(&path, false, 0, 1 << 20).unwrap();
     assert!(copy.len() > 500 && copy.len() <= 1000);
     while copy.len() < len {
         let piece = store.log().read_at(copy.len(), 333).unwrap();
@@ -258,7 +258,7 @@ fn a_copy_comes_in_pieces_goes_on_after_a_crash_and_is_checked() {
     let log = copy.adopt(&place.log(2)).unwrap();
     assert_eq!(log.sum(), store.sum());
     // Too much is refused before it is written.
-    let mut small = IncomingCopy::begin(&path, true, 100).unwrap();
+    let mut small = IncomingCopy::begin(&path, true, 0, 100).unwrap();
     assert!(small.is_empty() && small.write(0, &[b'x'; 101]).is_err());
     assert_eq!(SessionLog::open(&place.log(2)).unwrap().sum(), store.sum());
 }
