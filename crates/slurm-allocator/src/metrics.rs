@@ -70,7 +70,7 @@ impl Metrics {
         add("worker_deaths", "Worker processes that ended unasked", &metrics.worker_deaths);
         add("worker_kills", "Worker processes that were killed", &metrics.worker_kills);
         add("store_failures", "Writes of an allocation's state that failed", &metrics.store_failures);
-        add("slurm_calls", "Calls to Slurm's controllers", &metrics.slurm_calls);
+        add("slurm_calls", "Requests to Slurm's controllers, as sdiag counts them", &metrics.slurm_calls);
         let orphans = "Jobs with our mark that belong to no swarm";
         ours.register("slurm_orphans", orphans, metrics.slurm_orphans.clone());
         metrics

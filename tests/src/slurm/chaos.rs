@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use drover_proto::router::InjectRequest;
 use drover_testkit::cluster::RouterClient;
 use drover_testkit::lab::Options;
@@ -139,6 +139,11 @@ async fn one(
             states.iter().any(|state| status["slurm_state"] == **state) && is_over(status)
         })?,
     };
+    if fault == Fault::Walltime {
+        // Whether Slurm ended the workers or they were gone in time.
+        let reason = after["reason"].as_str().unwrap_or_default();
+        ensure!(reason.contains("time limit"), "the end of its time is not given as the reason: {reason:?}");
+    }
     let round = Round { fault, swarm: &swarm, sent: &sent, refused: &refused, before: &before, after: &after };
     let outcome = judge::judge(site, &subscriber.view(), &round)?;
     site.ok(&["terminate", &swarm])?;

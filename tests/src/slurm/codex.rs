@@ -31,6 +31,12 @@ pub fn install(site: &Site, codex: &Path) -> anyhow::Result<MockResponses> {
             fs::copy(program.path(), to)?;
         }
     }
+    play_model(site)
+}
+
+/// Plays the model on the login host, and leaves the settings of codex that lead to it.
+pub fn play_model(site: &Site) -> anyhow::Result<MockResponses> {
+    let home = site.lab.home()?;
     let login = site.lab.network("login");
     let mock = login.within(|| MockResponses::start_on(SocketAddr::from((login.addr, 0)), None))??;
     fs::create_dir(home.join("settings"))?;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use drover_ssh::{Command, Output, Remote, RemotePath, Source, SshError, Upload};
-use drover_types::Failure;
+use drover_ssh::{Command, Exit, Output, Remote, RemotePath, Source, SshError, Upload};
+use drover_types::{ErrorCode, Failure};
 
 use super::install::{self, Program};
 use super::{ClusterSettings, SiteReport};
@@ -24,6 +24,9 @@ const IMMEDIATE: &str = "--immediate=20";
 const JOB: Duration = Duration::from_secs(90);
 /// The oldest Slurm whose answers were looked at.
 const OLDEST: (u32, u32) = (20, 11);
+
+/// What to do about a directory that takes nothing.
+const WRITABLE: &str = "workspace_root must be a directory of yours that is writable there and has room";
 
 /// What one look found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +85,8 @@ pub struct Wishes {
     pub codex: bool,
     /// Where codex is configured to be.
     pub codex_bin: Option<String>,
+    /// Where its settings and credentials are configured to be; unset: where workers find them by themselves.
+    pub codex_home: Option<String>,
     /// Install codex in this version where workers need it and have none.
     pub install_codex: Option<String>,
     /// What counts as well.
@@ -169,7 +174,17 @@ impl Look<'_> {
                     shells read other files then than at a login";
         let output = match self.ask(Command::new("sbatch").arg("--version")).await {
             Ok(output) if output.success() => output,
-            Ok(output) => return Finding::wrong(NAME, format!("no sbatch: {}", output.complaint()), hint),
+            Ok(output) if matches!(output.exit, Exit::Code(126 | 127)) => {
+                return Finding::wrong(NAME, format!("no sbatch: {}", output.complaint()), hint);
+            }
+            Ok(output) => {
+                let detail = format!("sbatch does not work: {}: {}", output.exit, output.complaint());
+                return Finding::wrong(
+                    NAME,
+                    detail,
+                    "try `sbatch --version` on the login host; its site configures Slurm there",
+                );
+            }
             Err(error) => return Finding::of(NAME, self.settings.of_ssh(&error)),
         };
         let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -241,6 +256,10 @@ impl Look<'_> {
     async fn files(&self, program: &Program, jobs: bool, findings: &mut Vec<Finding>) {
         let placed = match install::place(&*self.remote, self.settings, program).await {
             Ok(placed) => placed,
+            Err(failure) if failure.code == ErrorCode::StoreUnavailable => {
+                let finding = Finding::wrong("cluster write", failure.message, WRITABLE);
+                return findings.push(finding);
+            }
             Err(failure) => return findings.push(Finding::of("cluster program", failure)),
         };
         let (probe, begun) = (self.probe(&placed.path), now());
@@ -342,6 +361,9 @@ impl Look<'_> {
             if let Some(bin) = &self.wishes.codex_bin {
                 job = job.arg("--codex-bin").arg(bin);
             }
+            if let Some(home) = &self.wishes.codex_home {
+                job = job.arg("--codex-home").arg(home);
+            }
         }
         let begun = now();
         let ran = self.remote.run(job.deadline(JOB)).await;
@@ -433,7 +455,7 @@ fn judge(report: &SiteReport, host: &str, begun: Duration, ended: Duration, limi
         None => Finding::wrong(
             "cluster write",
             format!("{host} {} cannot write: {}", report.host, report.write_error),
-            "workspace_root must be a directory of yours that is writable there and has room",
+            WRITABLE,
         ),
         Some(took) if took > limits.write => Finding::warning(
             "cluster write",

@@ -13,7 +13,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use drover_proto::mailbox::mailbox_service_server::{MailboxService, MailboxServiceServer};
 use drover_proto::mailbox::{
-    DeliverRequest, DeliverResponse, FollowRequest, FollowResponse, RemoveSwarmRequest, RemoveSwarmResponse,
+    CarryRequest, CarryResponse, DeliverRequest, DeliverResponse, FollowRequest, FollowResponse, RemoveSwarmRequest,
+    RemoveSwarmResponse,
 };
 use drover_proto::status_of;
 use drover_service::Context;
@@ -184,6 +185,11 @@ impl Refusal {
 #[tonic::async_trait]
 impl MailboxService for Refusal {
     type FollowStream = BoxStream<'static, Result<FollowResponse, Status>>;
+    type CarryStream = BoxStream<'static, Result<CarryResponse, Status>>;
+
+    async fn carry(&self, _: Request<CarryRequest>) -> Result<Response<Self::CarryStream>, Status> {
+        Err(self.status())
+    }
 
     async fn deliver(&self, _: Request<DeliverRequest>) -> Result<Response<DeliverResponse>, Status> {
         Err(self.status())

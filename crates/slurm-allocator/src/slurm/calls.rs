@@ -5,8 +5,8 @@ use std::time::Duration;
 use drover_ssh::{Command, Exit, Outcome, Output, Remote, SshError};
 use drover_types::{ErrorCode, Failure};
 
-use super::core::{Answer, Call, refusal};
-use super::parse::{history, partitions, queue, show, submit};
+use super::core::{Answer, Call, Past, refusal};
+use super::parse::{history, is_shown, partitions, queue, show, submit};
 use super::script::Plan;
 
 /// A controller that does not answer keeps Slurm's programs waiting for about 15 s.
@@ -23,6 +23,8 @@ const MOST_OUTPUT: usize = 16 << 20;
 /// Exit statuses of `timeout`, of `env` and of shells.
 const TIMED_OUT: [u32; 2] = [124, 137];
 const NO_PROGRAM: [u32; 2] = [126, 127];
+/// Requests that the controller gets by [`preflight`]: the partitions, the nodes.
+pub(super) const PREFLIGHT: u32 = 2;
 /// What of an account's environment would hide jobs from a look.
 const HIDES_JOBS: [&str; 9] = [
     "SQUEUE_ACCOUNT",
@@ -59,11 +61,16 @@ fn command(call: &Call, plan: Option<&Plan>) -> Option<Command> {
             let how: &[&str] = if *kill { &["--full", "--signal=KILL"] } else { &[] };
             slurm("scancel").args(how.iter().copied()).arg(job.to_string())
         }
-        Call::History { names, .. } => slurm("sacct")
-            .args(["--noheader", "--allocations", "--parsable2", "--starttime=now-7days", "--format", history::FORMAT])
-            .arg(format!("--name={}", names.join(","))),
+        Call::History { names, .. } => past(names),
         Call::Show { job } => slurm("scontrol").args(["--oneliner", "show", "job"]).arg(job.to_string()),
     })
+}
+
+/// What became of jobs with these names.
+fn past(names: &[String]) -> Command {
+    slurm("sacct")
+        .args(["--noheader", "--allocations", "--parsable2", "--starttime=now-7days", "--format", history::FORMAT])
+        .arg(format!("--name={}", names.join(",")))
 }
 
 /// Makes a call.
@@ -71,10 +78,28 @@ pub(super) async fn make(remote: &dyn Remote, call: &Call, plan: Option<&Plan>) 
     let Some(command) = command(call, plan) else {
         return Answer::NotDone("what is to be submitted is not known any more".to_owned());
     };
-    match remote.run(command).await {
+    let said = match remote.run(command).await {
         Ok(output) => answer(call, &output),
         Err(error) => failed(call, &error),
+    };
+    match (call, said) {
+        (Call::History { names, .. }, Answer::Unsupported(why)) => {
+            match remote.run(past(names).arg("--completion")).await {
+                Ok(output) => completions(names, &output).map_or(Answer::Unsupported(why), Answer::History),
+                Err(_) => Answer::Unsupported(why),
+            }
+        }
+        (_, said) => said,
     }
+}
+
+/// What a cluster without accounting notes of jobs that have ended, where its users may read that. It denies nothing: whoever is not in it
+/// may be in another file, or not yet.
+fn completions(names: &[String], output: &Output) -> Option<Vec<Past>> {
+    let rows = history::read(&String::from_utf8_lossy(&output.stdout));
+    let known: Vec<Past> =
+        rows.into_iter().filter(|row| row.tag.as_ref().is_some_and(|tag| names.contains(&tag.name()))).collect();
+    (output.success() && !known.is_empty()).then_some(known)
 }
 
 fn failed(call: &Call, error: &SshError) -> Answer {
@@ -183,7 +208,7 @@ pub(super) async fn preflight(remote: &dyn Remote, plan: &Plan) -> Result<String
 
 fn brief(text: &str) -> String {
     let line = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-    line.chars().filter(|c| !c.is_control()).take(300).collect()
+    line.chars().filter(|c| is_shown(*c)).take(300).collect()
 }
 
 #[cfg(test)]
@@ -236,6 +261,18 @@ mod tests {
             answer(&Call::Show { job: 7 }, &output(1, "", "slurm_load_jobs error: Invalid job id specified")),
             Answer::NoSuchJob
         );
+    }
+
+    #[test]
+    fn notes_of_ended_jobs_say_how_these_ended_and_deny_nothing() {
+        // As sacct 22.05 prints them with --completion, where the site lets users read them.
+        let notes = "2||0:0|drover-y\n1|FAILED|3:0|drover-x.1\n";
+        let names = |name: &str| vec![name.to_owned()];
+        let rows = completions(&names("drover-x.1"), &output(0, notes, "sacct: error: Unknown type z|w.1 JobState"));
+        let rows = rows.unwrap();
+        assert_eq!((rows.len(), rows[0].id, rows[0].state.as_str(), rows[0].exit.as_str()), (1, 1, "FAILED", "3:0"));
+        assert_eq!(completions(&names("drover-z.1"), &output(0, notes, "")), None);
+        assert_eq!(completions(&names("drover-x.1"), &output(1, "", "sacct: fatal: open /var/log/jobcomp")), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::access::Access;
 use super::calls;
-use super::core::{Call, CallId, Core, Input, Micros, Step, View};
+use super::core::{Call, CallId, Core, Input, Micros, SECOND, Step, View};
 use super::ground::{Answer as Told, Ground, Request};
 use super::tag::Tag;
 use crate::allocation::{AllocatedNode, Allocation, AllocationState, LaunchProgress};
@@ -189,7 +189,7 @@ impl Keeper {
                 }
             }
             Command::Room { answer } => {
-                let _ = answer.send(self.core.take_call(now));
+                let _ = answer.send(self.core.take_call(now, calls::PREFLIGHT));
                 self.keep_budget().await;
             }
             Command::Launch { record, answer } => {
@@ -198,9 +198,11 @@ impl Keeper {
                     let _ = answer.send(Ok(()));
                     return;
                 }
-                let nodes = record.slurm.as_ref().map_or(1, |part| part.plan.order.nodes);
+                let order = record.slurm.as_ref().map(|part| &part.plan.order);
+                let nodes = order.map_or(1, |order| order.nodes);
+                let limit = order.and_then(|order| order.seconds).map(|seconds| seconds.saturating_mul(SECOND));
                 self.records.insert(swarm.clone(), *record);
-                self.core.apply(now, Input::Launch { swarm: swarm.clone(), nodes });
+                self.core.apply(now, Input::Launch { swarm: swarm.clone(), nodes, limit });
                 // A launch that is not on disk is none: nobody would find its job again.
                 if let Err(error) = self.save(&swarm).await {
                     self.core.discard(&swarm);
@@ -294,7 +296,7 @@ impl Keeper {
     }
 
     fn make(&self, id: CallId, call: Call) {
-        self.tools.metrics.slurm_calls.inc();
+        self.tools.metrics.slurm_calls.inc_by(u64::from(call.requests()));
         let plan = match &call {
             Call::Submit(tag) => self.plan_of(tag),
             _ => None,

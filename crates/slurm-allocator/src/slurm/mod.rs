@@ -16,6 +16,8 @@ mod access;
 mod calls;
 mod core;
 pub mod ground;
+#[cfg(test)]
+mod hostile;
 mod keeper;
 mod order;
 mod parse;
@@ -76,7 +78,7 @@ pub const TOOLS: &str = "tools/bin";
 /// On a disk of the node on every Linux, kept over restarts, and not where agents refuse to work.
 const LOCAL_DIR: &str = "/var/tmp";
 const POLL: Duration = Duration::from_secs(30);
-const CALLS_PER_MINUTE: u32 = 20;
+const CALLS_PER_MINUTE: u32 = 60;
 
 /// What is remembered of a swarm beside what every backend remembers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -498,6 +500,6 @@ mod tests {
         assert_eq!((b.poll, b.calls_per_minute), (7 * SECOND, 9));
         assert_eq!(Knobs::of(&config, Some("a")).local_dir, "/scratch");
         let unset = Knobs::of(&Config::default(), None);
-        assert_eq!((unset.poll, unset.calls_per_minute, unset.local_dir.as_str()), (POLL, 20, "/var/tmp"));
+        assert_eq!((unset.poll, unset.calls_per_minute, unset.local_dir.as_str()), (POLL, 60, "/var/tmp"));
     }
 }

@@ -106,7 +106,9 @@ impl Plan {
             let _ = writeln!(text, "#SBATCH {option}");
         }
         text.push_str("\n# What the environment of sbatch says of another node is not meant for these.\n");
-        text.push_str("unset DROVER_NODE_ID DROVER_NODE_DIR DROVER_GENERATION DROVER_JOB_ID DROVER_IDENTITY\n");
+        text.push_str(
+            "unset DROVER_NODE_ID DROVER_NODE_DIR DROVER_GENERATION DROVER_JOB_ID DROVER_IDENTITY DROVER_JOB_ENDS\n",
+        );
         let mut export = |name: &str, value: &str| {
             let _ = writeln!(text, "export {name}={value}");
         };
@@ -115,6 +117,10 @@ impl Plan {
         export("DROVER_AGENT", &quoted(self.agent.as_str()));
         export("DROVER_CONFIG", &quoted(&format!("{dir}/drover.yaml")));
         export("DROVER_SLURM_DIR", &quoted(dir));
+        if let Some(seconds) = self.order.seconds {
+            // Put back into the queue, the job has all of its time again, and this is run again.
+            export("DROVER_JOB_ENDS", &format!("\"$(($(date +%s) + {seconds}))\""));
+        }
         // On a disk of the node, where locks work; nobody else's directory is used.
         export("DROVER_STATE_DIR", &format!("{}/drover-\"$(id -u)\"", quoted(local)));
         if !tools.is_empty() {

@@ -16,12 +16,13 @@
 #SBATCH --exclusive
 
 # What the environment of sbatch says of another node is not meant for these.
-unset DROVER_NODE_ID DROVER_NODE_DIR DROVER_GENERATION DROVER_JOB_ID DROVER_IDENTITY
+unset DROVER_NODE_ID DROVER_NODE_DIR DROVER_GENERATION DROVER_JOB_ID DROVER_IDENTITY DROVER_JOB_ENDS
 export DROVER_SWARM_ID='s-1'
 export DROVER_MAILBOX='/work1/drover/codeswarm/mailbox'
 export DROVER_AGENT='echo'
 export DROVER_CONFIG='/work1/drover/codeswarm/swarms/s-1/drover.yaml'
 export DROVER_SLURM_DIR='/work1/drover/codeswarm/swarms/s-1'
+export DROVER_JOB_ENDS="$(($(date +%s) + 600))"
 export DROVER_STATE_DIR='/var/tmp'/drover-"$(id -u)"
 export PATH="$PATH":'/work1/drover/codeswarm/tools/bin'
 export DROVER_WORKER__SANDBOX_MODE='read-only'

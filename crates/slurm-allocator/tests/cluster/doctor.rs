@@ -60,6 +60,7 @@ fn wishes() -> Wishes {
         partition: Some("mi2508x".to_owned()),
         codex: true,
         codex_bin: None,
+        codex_home: None,
         install_codex: None,
         thresholds: Thresholds { skew: Duration::from_mins(1), ..Thresholds::default() },
     }
@@ -153,7 +154,8 @@ async fn each_look_at_slurm_finds_what_is_wrong_there() {
     };
     executable(&bin("sbatch"), "#!/bin/sh\necho slurm 17.11.2\n");
     only(&site, "cluster slurm", "older than 20.11").await;
-    fs::remove_file(bin("sbatch")).unwrap();
+    // As a shell says it; another one may be further back on the PATH of whoever runs this.
+    executable(&bin("sbatch"), "#!/bin/sh\necho 'sh: sbatch: not found' >&2\nexit 127\n");
     only(&site, "cluster slurm", "PATH of a command").await;
     again("sbatch");
 

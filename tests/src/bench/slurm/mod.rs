@@ -4,6 +4,7 @@
 //! Everything is the real program. Laptop, login host and compute hosts are one machine, so clocks agree and processors are shared.
 
 mod calls;
+mod codex;
 mod idle;
 mod launch;
 mod link;
@@ -44,11 +45,13 @@ pub enum Part {
     Calls,
     /// Launch, inject and end of 64 nodes.
     Many,
+    /// `drover doctor --fix` installs the real codex.
+    Codex,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: &[Self] = &[Self::Launch, Self::Link, Self::Waits, Self::Idle, Self::Calls, Self::Many];
+    pub const ALL: &[Self] = &[Self::Launch, Self::Link, Self::Waits, Self::Idle, Self::Calls, Self::Many, Self::Codex];
 }
 
 /// Measures these parts. Needs root, and Slurm.
@@ -66,6 +69,7 @@ pub async fn run(parts: &[Part], short: bool) -> anyhow::Result<Vec<Figure>> {
                 Part::Idle => idle::run(short)?,
                 Part::Calls => calls::run(short)?,
                 Part::Many => many::run(if short { 8 } else { 64 })?,
+                Part::Codex => codex::run()?,
             });
         }
         anyhow::Ok(figures)

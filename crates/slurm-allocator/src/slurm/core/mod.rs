@@ -165,12 +165,12 @@ impl Core {
     /// Takes note of what happened.
     pub(crate) fn apply(&mut self, now: Micros, input: Input) {
         match input {
-            Input::Launch { swarm, nodes } => {
+            Input::Launch { swarm, nodes, limit } => {
                 if !self.swarms.contains_key(&swarm) {
                     self.orphans.retain(|_, orphan| orphan.tag.swarm != swarm);
                     self.step.store.insert(swarm.clone());
                     self.step.changed.insert(swarm.clone());
-                    self.swarms.insert(swarm, Swarm::new(nodes, now));
+                    self.swarms.insert(swarm, Swarm::new(nodes, limit, now));
                     self.look_now(now);
                 }
             }
@@ -244,9 +244,9 @@ impl Core {
         }
     }
 
-    /// Takes a call of another kind from the budget, if there is room.
-    pub(crate) fn take_call(&mut self, now: Micros) -> bool {
-        self.budget.take(now, Purpose::Other).is_ok()
+    /// Takes a call of another kind from the budget, which makes so many requests, if there is room.
+    pub(crate) fn take_call(&mut self, now: Micros, requests: u32) -> bool {
+        self.budget.take(now, Purpose::Other, requests).is_ok()
     }
 
     /// When [`Self::advance`] has something to do even if nothing happens.
@@ -293,7 +293,7 @@ impl Core {
                 return;
             }
             let purpose = if call == Call::Queue { Purpose::Look } else { Purpose::Other };
-            if let Err(again) = self.budget.take(now, purpose) {
+            if let Err(again) = self.budget.take(now, purpose, call.requests()) {
                 let from = if purpose == Purpose::Look { &mut self.looks_from } else { &mut self.others_from };
                 *from = Some(again);
                 continue;

@@ -9,6 +9,9 @@ use super::swarm::{Job, Over, Phase, Release, Swarm};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct JobRecord {
     nodes: u32,
+    /// The time limit; none, and in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limit_us: Option<Micros>,
     submission: u32,
     phase: PhaseRecord,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,7 +33,7 @@ enum PhaseRecord {
 impl JobRecord {
     /// That of a swarm that is to have a job of so many nodes.
     pub(crate) fn fresh(nodes: u32) -> Self {
-        Self { nodes, submission: 1, phase: PhaseRecord::Wanted, job: None, release: None }
+        Self { nodes, limit_us: None, submission: 1, phase: PhaseRecord::Wanted, job: None, release: None }
     }
 
     /// Id of the job, once known.
@@ -49,6 +52,7 @@ impl Swarm {
         };
         JobRecord {
             nodes: self.nodes,
+            limit_us: self.limit,
             submission: self.submission,
             phase,
             job: self.job.clone(),
@@ -73,6 +77,8 @@ impl Swarm {
             },
         };
         let job = record.job.clone();
-        Self::restored(record.nodes, record.submission, phase, job, record.release)
+        let mut swarm = Self::new(record.nodes, record.limit_us, now);
+        (swarm.submission, swarm.phase, swarm.job, swarm.release) = (record.submission, phase, job, record.release);
+        swarm
     }
 }

@@ -14,7 +14,7 @@ use crate::slurm::core::swarm::refusal;
 use crate::slurm::state::{Class, JobState};
 use crate::slurm::tag::Tag;
 
-const CALLS: u32 = 12;
+const CALLS: u32 = 30;
 /// Until when things go wrong.
 const CHAOS: Micros = 180 * SECOND;
 /// When every loose end must have been found.
@@ -256,9 +256,9 @@ impl World {
     }
 
     fn call(&mut self, id: CallId, call: Call) {
-        self.calls.push(self.now);
+        self.calls.extend(std::iter::repeat_n(self.now, call.requests() as usize));
         let recent = self.calls.iter().rev().take_while(|&&at| at + 60 * SECOND > self.now).count();
-        assert!(recent <= CALLS as usize, "{recent} calls in a minute");
+        assert!(recent <= CALLS as usize, "{recent} requests in a minute");
         self.say(|| format!("call {call:?}"));
         let chaos = self.chaos();
         let slow = if chaos && self.dice.percent(10) { 18 } else { 1 };
@@ -302,7 +302,7 @@ impl World {
                 if self.disk_full {
                     return self.at(self.now + SECOND, Event::Launch(n)); // Refused; the router asks again.
                 }
-                core.apply(self.now, Input::Launch { swarm: swarm(n), nodes: 2 });
+                core.apply(self.now, Input::Launch { swarm: swarm(n), nodes: 2, limit: None });
                 self.launched.insert(swarm(n));
             }
             Event::Release(n, force) => {

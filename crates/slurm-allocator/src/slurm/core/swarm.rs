@@ -1,11 +1,14 @@
 //! The job of one swarm.
 
+use std::time::Duration;
+
 use drover_types::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
 
 use super::{Claim, Micros, Past, Queued, SECOND, Settings};
 use crate::slurm::state::{Class, Ending, JobState};
 use crate::slurm::tag::Tag;
+use crate::walltime;
 
 /// A job that was told to end and has not is told again after this long.
 pub(super) const CANCEL_AGAIN: Micros = 20 * SECOND;
@@ -14,6 +17,8 @@ const CANCEL_ENDING_AGAIN: Micros = 120 * SECOND;
 const KILL_AFTER: Micros = 3 * SECOND;
 /// When the history is asked about a job that the queue no longer has: it lags a few seconds behind.
 const HISTORY_AT: [Micros; 3] = [4 * SECOND, 12 * SECOND, 40 * SECOND];
+/// Slurm tells workers of the end of their time a minute before it, or up to another minute earlier; and a look is late.
+const TOLD_BEFORE: Micros = 150 * SECOND;
 /// Pause after a submission that came to nothing.
 const WANT_AGAIN: Micros = 5 * SECOND;
 /// Pause before the controller is asked for one job again.
@@ -54,6 +59,9 @@ pub(super) struct Job {
     pub(super) state: JobState,
     /// Since when it is in this state, as far as was seen.
     pub(super) since_us: Micros,
+    /// When it was first seen to run, since it was last put back into the queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) began_us: Option<Micros>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) reason: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -90,6 +98,8 @@ pub(super) struct News {
 #[derive(Debug, Clone)]
 pub(super) struct Swarm {
     pub(super) nodes: u32,
+    /// How long its job may run.
+    pub(super) limit: Option<Micros>,
     /// Counts submissions, from 1.
     pub(super) submission: u32,
     pub(super) phase: Phase,
@@ -103,9 +113,10 @@ pub(super) struct Swarm {
 }
 
 impl Swarm {
-    pub(super) fn new(nodes: u32, now: Micros) -> Self {
+    pub(super) fn new(nodes: u32, limit: Option<Micros>, now: Micros) -> Self {
         Self {
             nodes,
+            limit,
             submission: 1,
             phase: Phase::Wanted { since: now, looked: false },
             job: None,
@@ -114,16 +125,6 @@ impl Swarm {
             earlier: Vec::new(),
             told: None,
         }
-    }
-
-    pub(super) fn restored(
-        nodes: u32,
-        submission: u32,
-        phase: Phase,
-        job: Option<Job>,
-        release: Option<Release>,
-    ) -> Self {
-        Self { nodes, submission, phase, job, release, claims: Vec::new(), earlier: Vec::new(), told: None }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -238,6 +239,7 @@ impl Swarm {
             id,
             state: JobState::parse("PENDING"),
             since_us: now,
+            began_us: None,
             reason: String::new(),
             hosts: String::new(),
             starts: String::new(),
@@ -386,6 +388,11 @@ impl Swarm {
             job.state = seen.state.clone();
             job.since_us = now;
         }
+        match seen.state.class() {
+            Class::Waiting | Class::Preparing => job.began_us = None,
+            Class::Running => _ = job.began_us.get_or_insert(now),
+            _ => {}
+        }
         job.reason.clone_from(&seen.reason);
         job.hosts.clone_from(&seen.hosts);
         job.starts.clone_from(&seen.starts);
@@ -497,10 +504,25 @@ impl Swarm {
         let reason = match ending {
             Ending::Cancelled | Ending::Completed if asked => "released".to_owned(),
             _ if asked => format!("released; {why}"),
-            _ if why.is_empty() => "its workers have ended".to_owned(),
+            // Workers that are told beforehand are gone in order, and then Slurm knows of no limit.
+            Ending::Completed => match self.limit.filter(|limit| self.time_is_up(now, *limit)) {
+                Some(limit) => {
+                    let limit = walltime::words(Duration::from_micros(limit));
+                    format!(
+                        "its time limit of {limit} was reached: its workers had been told, and ended in order before it"
+                    )
+                }
+                None => "its workers have ended".to_owned(),
+            },
+            _ if why.is_empty() => "its job has ended".to_owned(),
             _ => why,
         };
         self.finish(now, state.as_str(), reason, asked || ending != Ending::Failed);
+    }
+
+    /// The job has run so long that its workers were told of its end, as far as was seen.
+    fn time_is_up(&self, now: Micros, limit: Micros) -> bool {
+        self.job.as_ref().and_then(|job| job.began_us).is_some_and(|began| began + limit <= now + TOLD_BEFORE)
     }
 
     fn finish(&mut self, now: Micros, word: &str, reason: String, well: bool) {

@@ -40,7 +40,7 @@ impl Rig {
     fn new() -> Self {
         let settings = Settings {
             poll: 30 * SECOND,
-            calls_per_minute: 20,
+            calls_per_minute: 60,
             keep_over: 3600 * SECOND,
             horizon: 60 * SECOND,
             quiet: 60 * SECOND,
@@ -51,7 +51,7 @@ impl Rig {
 
     fn launched() -> Self {
         let mut rig = Self::new();
-        rig.core.apply(rig.now, Input::Launch { swarm: id(), nodes: 2 });
+        rig.core.apply(rig.now, Input::Launch { swarm: id(), nodes: 2, limit: None });
         rig
     }
 
@@ -129,6 +129,21 @@ fn a_launch_looks_submits_and_tells_why_it_waits_and_where_it_runs() {
     let view = rig.core.view(&id()).unwrap();
     assert_eq!((view.state, view.nodes[1].state), (AllocationState::Pending, WorkerState::Restarting));
     assert!(view.reason.contains("put back"), "{}", view.reason);
+    let why = &view.nodes[1].reason;
+    assert!(why.contains("put back into the queue: waits since 2026-") && why.contains("BeginTime"), "{why}");
+    // What is odd about a job that has run is told of each node.
+    for (state, words) in [("SUSPENDED", "it is suspended"), ("RUNNING", "")] {
+        rig.look(vec![queued(7, 1, state, "None")]);
+        let view = rig.core.view(&id()).unwrap();
+        assert!(
+            view.nodes[1].reason.starts_with(words) && view.nodes[1].reason.is_empty() == words.is_empty(),
+            "{view:?}"
+        );
+    }
+    rig.look(vec![]);
+    let view = rig.core.view(&id()).unwrap();
+    assert_eq!((view.state, view.word.as_str()), (AllocationState::Running, "RUNNING"));
+    assert!(view.nodes[1].reason.starts_with("the queue no longer has job 7 since 2026-"), "{view:?}");
 }
 
 #[test]
@@ -221,6 +236,36 @@ fn a_job_that_left_the_queue_has_ended_and_the_history_says_how() {
         let seen = rig.seen();
         assert_eq!((seen.0, seen.1.as_str()), (state, word), "{}", seen.2);
         assert!(!seen.2.is_empty());
+    }
+}
+
+#[test]
+fn workers_that_end_in_order_when_their_time_is_up_are_said_to_have_reached_it() {
+    let ended = |after: u64, put_back: bool| {
+        let mut rig = Rig::new();
+        rig.core.apply(rig.now, Input::Launch { swarm: id(), nodes: 2, limit: Some(600 * SECOND) });
+        rig.look(vec![queued(7, 1, "RUNNING", "None")]);
+        let began = rig.now;
+        if put_back {
+            rig.now += 300 * SECOND;
+            rig.look(vec![queued(7, 1, "PENDING", "BeginTime")]);
+            rig.look(vec![queued(7, 1, "RUNNING", "None")]);
+        }
+        rig.now = began + after * SECOND;
+        // An allocator that was started again knows it too.
+        let record = serde_json::to_string(&rig.core.record(&id()).unwrap()).unwrap();
+        rig.core = Rig::new().core;
+        rig.core.restore(id(), &serde_json::from_str(&record).unwrap(), rig.now);
+        rig.look(vec![queued(7, 1, "COMPLETED", "None")]);
+        let (state, word, reason) = rig.seen();
+        assert_eq!((state, word.as_str()), (AllocationState::Completed, "COMPLETED"));
+        reason
+    };
+    for (after, put_back, near) in
+        [(535, false, true), (700, false, true), (300, false, false), (535, true, false), (845, true, true)]
+    {
+        let reason = ended(after, put_back);
+        assert_eq!(reason.contains("its time limit of 00:10:00 was reached"), near, "{after} {put_back}: {reason}");
     }
 }
 
@@ -321,7 +366,7 @@ fn orphans_are_shown_and_left_alone_and_superseded_jobs_of_a_living_swarm_are_no
     }
     assert_eq!(rig.core.orphans().keys().copied().collect::<Vec<_>>(), [3]);
     // The swarm that it belongs to is asked for: then it is no orphan, and nothing is submitted.
-    rig.core.apply(rig.now, Input::Launch { swarm: "t".parse().unwrap(), nodes: 1 });
+    rig.core.apply(rig.now, Input::Launch { swarm: "t".parse().unwrap(), nodes: 1, limit: None });
     rig.look(vec![queued(7, 1, "RUNNING", ""), stranger]);
     assert!(rig.core.orphans().is_empty());
     assert_eq!(rig.core.view(&"t".parse().unwrap()).unwrap().job, Some(3));
@@ -332,14 +377,14 @@ fn twenty_swarms_stay_within_the_budget() {
     let mut rig = Rig::new();
     let swarms: Vec<SwarmId> = (0..20).map(|n| format!("s{n}").parse().unwrap()).collect();
     for swarm in &swarms {
-        rig.core.apply(rig.now, Input::Launch { swarm: swarm.clone(), nodes: 1 });
+        rig.core.apply(rig.now, Input::Launch { swarm: swarm.clone(), nodes: 1, limit: None });
     }
     let (mut begun, mut jobs, mut released) = (Vec::new(), Vec::<Queued>::new(), false);
     let start = rig.now;
     while rig.now < start + 900 * SECOND {
         let step = rig.core.advance(rig.now);
         for (call, what) in step.calls {
-            begun.push(rig.now);
+            begun.extend(std::iter::repeat_n(rig.now, what.requests() as usize));
             let answer = match what {
                 Call::Queue => list(jobs.clone()),
                 Call::Submit(tag) => {
@@ -363,6 +408,6 @@ fn twenty_swarms_stay_within_the_budget() {
         }
         rig.now = rig.core.next_deadline().unwrap_or(u64::MAX).clamp(rig.now + 1, rig.now + 10 * SECOND);
     }
-    assert!(begun.windows(21).all(|many| many[20] - many[0] >= 60 * SECOND), "more than 20 calls in a minute");
+    assert!(begun.windows(61).all(|many| many[60] - many[0] >= 60 * SECOND), "more than 60 requests in a minute");
     assert!(released && swarms.iter().all(|swarm| rig.core.view(swarm).unwrap().over));
 }

@@ -30,6 +30,9 @@ const REASONS: &[(&str, &str)] = &[
     ("launch failed requeued held", "its start failed on a node; it is held"),
 ];
 
+/// Of nodes whose workers are to come again.
+const PUT_BACK: &str = "its job was put back into the queue";
+
 /// One swarm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct View {
@@ -66,13 +69,27 @@ impl Swarm {
             reason = format!("Slurm cannot be reached since {}: {why}{last}{and}", utc(*since));
         }
         let mut nodes = self.node_views(state);
-        if let (false, Some((since, _))) = (over, &controller.down) {
-            // Also where only the nodes of a running swarm are looked at.
-            for node in nodes.iter_mut().filter(|node| node.reason.is_empty()) {
-                node.reason = format!("Slurm cannot be reached since {}", utc(*since));
+        let of_all = match (over, &controller.down) {
+            (false, Some((since, _))) => format!("Slurm cannot be reached since {}", utc(*since)),
+            (false, None) if self.is_in_doubt() => reason.clone(),
+            _ => String::new(),
+        };
+        // Also where only the nodes of a running swarm are looked at.
+        for node in nodes.iter_mut().filter(|_| !of_all.is_empty()) {
+            match node.reason.as_str() {
+                "" => node.reason.clone_from(&of_all),
+                PUT_BACK => node.reason = format!("{PUT_BACK}: {of_all}"),
+                _ => {}
             }
         }
         View { job: self.job_id(), state, word, reason, nodes, over }
+    }
+
+    /// A job that has run, and of which something else is to be said than that it does.
+    fn is_in_doubt(&self) -> bool {
+        let class = self.job.as_ref().filter(|job| job.ran).map(|job| job.state.class());
+        let odd = matches!(class, Some(Class::Waiting | Class::Preparing | Class::Halted | Class::Unknown));
+        odd || matches!(self.phase, Phase::Missing { .. })
     }
 
     fn state(&self) -> (AllocationState, String, String) {
@@ -164,9 +181,7 @@ impl Swarm {
                     }
                     (AllocationState::Completed, _) => (WorkerState::Exited, ""),
                     (AllocationState::Failed, _) => (WorkerState::Failed, "its job has failed"),
-                    (AllocationState::Pending, Some(_)) if ran => {
-                        (WorkerState::Restarting, "its job was put back into the queue")
-                    }
+                    (AllocationState::Pending, Some(_)) if ran => (WorkerState::Restarting, PUT_BACK),
                     (AllocationState::Pending, None) => (WorkerState::Pending, ""),
                     (_, Some(_)) => (WorkerState::Running, ""),
                     (_, None) => (WorkerState::Pending, "its worker has not come up yet"),

@@ -43,6 +43,19 @@ pub(crate) enum Call {
     Show { job: u64 },
 }
 
+impl Call {
+    /// How many requests the controller gets by it, as `sdiag` of 22.05 counts them.
+    pub(crate) fn requests(&self) -> u32 {
+        match self {
+            // The federation, the jobs, the partitions; or the federation, the jobs, the signal.
+            Self::Queue | Self::Cancel { kill: true, .. } => 3,
+            // The federation, the job. Of the history only that it is called twice where there is none.
+            Self::Show { .. } | Self::History { .. } => 2,
+            Self::Submit(_) | Self::Cancel { .. } => 1,
+        }
+    }
+}
+
 /// What came of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -131,8 +144,8 @@ pub struct WorkerEnd {
 /// What happened.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
-    /// A swarm is to have a job of so many nodes.
-    Launch { swarm: SwarmId, nodes: u32 },
+    /// A swarm is to have a job of so many nodes, for so long where there is a limit.
+    Launch { swarm: SwarmId, nodes: u32, limit: Option<Micros> },
     /// A swarm is to end.
     Release { swarm: SwarmId, force: bool },
     /// Who has claimed the nodes of a swarm.

@@ -1,15 +1,22 @@
 //! Host lists as Slurm writes them: `n[1-3,07],login`.
 
-/// The hosts of a list, in order, at most so many. What is not understood is left out.
+/// The longest name that a host can have.
+const LONGEST: usize = 255;
+/// Pairs of brackets in one name: racks, chassis, nodes.
+const DEEPEST: usize = 4;
+
+/// The hosts of a list, in order, at most so many. What is not understood is left out, and costs little.
 pub(crate) fn expand(list: &str, most: usize) -> Vec<String> {
-    let mut hosts = Vec::new();
+    let mut hosts = Hosts { found: Vec::new(), most, steps: most.saturating_mul(2) + 1000 };
     let mut rest = list.trim();
-    while !rest.is_empty() && hosts.len() < most {
+    while !rest.is_empty() && hosts.go_on() {
         let (part, after) = split_part(rest);
         rest = after;
-        expand_part(part, most, &mut hosts);
+        if part.matches('[').count() <= DEEPEST {
+            hosts.take(part);
+        }
     }
-    hosts
+    hosts.found
 }
 
 /// Up to the next comma outside brackets.
@@ -26,23 +33,38 @@ fn split_part(list: &str) -> (&str, &str) {
     (list, "")
 }
 
-fn expand_part(part: &str, most: usize, hosts: &mut Vec<String>) {
-    let Some((prefix, rest)) = part.split_once('[') else {
-        if !part.is_empty() {
-            hosts.push(part.to_owned());
-        }
-        return;
-    };
-    let Some((ranges, suffix)) = rest.split_once(']') else { return };
-    for range in ranges.split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (Ok(from), Ok(to)) = (first.parse::<u64>(), last.parse::<u64>()) else { continue };
-        for number in from..=to {
-            if hosts.len() >= most {
-                return;
+/// Names as they are found, and how much more may be tried: a list may promise four billion names and give none.
+struct Hosts {
+    found: Vec<String>,
+    most: usize,
+    steps: usize,
+}
+
+impl Hosts {
+    fn go_on(&mut self) -> bool {
+        self.steps = self.steps.saturating_sub(1);
+        self.found.len() < self.most && self.steps > 0
+    }
+
+    fn take(&mut self, part: &str) {
+        let Some((prefix, rest)) = part.split_once('[') else {
+            if (1..=LONGEST).contains(&part.len()) {
+                self.found.push(part.to_owned());
             }
-            // A second pair of brackets, as in rack[1-2]node[1-4], is expanded in its turn.
-            expand_part(&format!("{prefix}{number:0width$}{suffix}", width = first.len()), most, hosts);
+            return;
+        };
+        let Some((ranges, suffix)) = rest.split_once(']') else { return };
+        for range in ranges.split(',') {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (Ok(from), Ok(to)) = (first.parse::<u64>(), last.parse::<u64>()) else { continue };
+            let width = first.len().min(LONGEST);
+            for number in from..=to {
+                if !self.go_on() {
+                    return;
+                }
+                // A second pair of brackets, as in rack[1-2]node[1-4], is expanded in its turn.
+                self.take(&format!("{prefix}{number:0width$}{suffix}"));
+            }
         }
     }
 }
@@ -68,5 +90,23 @@ mod tests {
         }
         assert_eq!(expand("n[1-4000000000]", 3), ["n1", "n2", "n3"]);
         assert_eq!(expand("n[1-2]", 0), Vec::<String>::new());
+        assert_eq!(expand(&format!("n[1-3],{},m", "x".repeat(300)), 100), ["n1", "n2", "n3", "m"]);
+    }
+
+    #[test]
+    fn a_list_that_promises_much_and_gives_nothing_costs_little() {
+        let begun = std::time::Instant::now();
+        for list in [
+            "n[1-4000000000][".to_owned(),
+            "n[1-4000000000]x[1-4000000000]y[".to_owned(),
+            "[1-2]".repeat(10_000),
+            format!("n[{}1-9]", "0".repeat(60_000)),
+            format!("n[1-18446744073709551615]{}", "x".repeat(60_000)),
+            "[".repeat(60_000),
+            ",".repeat(60_000),
+        ] {
+            assert_eq!(expand(&list, 64), Vec::<String>::new(), "{list:.40}");
+        }
+        assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
     }
 }

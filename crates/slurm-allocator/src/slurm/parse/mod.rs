@@ -20,7 +20,21 @@ fn given(field: &str) -> &str {
     }
 }
 
-/// A word for people from a field that somebody else filled: one short line.
+/// A word for people from a field that somebody else filled: one short line that shows what it is.
 fn tame(field: &str) -> String {
-    given(field).chars().filter(|c| !c.is_control()).take(200).collect()
+    given(field).chars().filter(|c| is_shown(*c)).take(200).collect()
+}
+
+/// A list of hosts, which is long when they do not stand side by side. Names of hosts have few signs.
+fn tame_list(field: &str) -> String {
+    given(field).chars().filter(char::is_ascii_graphic).take(LONGEST_LIST).collect()
+}
+
+/// Room for a thousand names one by one.
+const LONGEST_LIST: usize = 64 << 10;
+
+/// Whether a terminal shows it as what it is: it neither acts nor changes the order of what stands around it.
+pub(crate) fn is_shown(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }

@@ -10,6 +10,9 @@ use crate::walltime;
 /// Partition, availability, time limit, nodes, their state. One line per partition and state.
 pub(crate) const FORMAT: &str = "%R|%a|%l|%D|%T";
 
+/// So many partitions are named to whoever has chosen none of them.
+const NAMED: usize = 30;
+
 /// One partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Partition {
@@ -81,7 +84,9 @@ fn one(
     let invalid = |message: String| Failure::new(ErrorCode::InvalidRequest, message);
     let Some(partition) = partitions.get(name) else {
         let known: Vec<&str> = partitions.keys().map(String::as_str).collect();
-        let listed = known.join(", ");
+        let more = known.len().saturating_sub(NAMED);
+        let and = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let listed = format!("{}{and}", known[..known.len().min(NAMED)].join(", "));
         return Err(invalid(format!("there is no partition {name:?}, the cluster has {listed}"))
             .hint("choose one of them with --partition"));
     };

@@ -1,5 +1,7 @@
 //! `squeue`.
 
+use std::collections::BTreeMap;
+
 use crate::slurm::core::{QueueList, Queued};
 use crate::slurm::state::JobState;
 use crate::slurm::tag::Tag;
@@ -18,10 +20,12 @@ pub(crate) fn read(text: &str) -> QueueList {
     let headed = lines.by_ref().any(|line| line.starts_with(HEADER));
     let mut list = QueueList { jobs: Vec::new(), whole: headed && ended.len() == text.len() };
     let mut in_free_text = false;
+    let mut lines_of: BTreeMap<u64, u32> = BTreeMap::new();
     for line in lines {
-        let (head, rest) = line.split_once('|').unwrap_or((line, ""));
-        let starts_a_job = !head.is_empty() && head.bytes().all(|byte| byte.is_ascii_digit()) && !rest.is_empty();
+        let head = line.split_once('|').map_or("", |(head, _)| head);
+        let starts_a_job = !head.is_empty() && head.bytes().all(|byte| byte.is_ascii_digit());
         if starts_a_job {
+            *lines_of.entry(head.parse().unwrap_or(0)).or_insert(0_u32) += 1;
             let job = job(line);
             list.whole &= job.is_some();
             in_free_text = job.is_some();
@@ -31,6 +35,9 @@ pub(crate) fn read(text: &str) -> QueueList {
             list.whole = false;
         }
     }
+    // Of two lines for one job one was written by whoever chose a name or a comment with a line end in it. Neither is believed.
+    list.whole &= lines_of.values().all(|lines| *lines == 1);
+    list.jobs.retain(|job| lines_of.get(&job.id) == Some(&1));
     list
 }
 
@@ -47,7 +54,7 @@ fn job(line: &str) -> Option<Queued> {
         tag: Tag::of(name.trim(), comment.trim()),
         state: JobState::parse(state),
         reason: super::tame(reason),
-        hosts: super::tame(hosts),
+        hosts: super::tame_list(hosts),
         starts: super::tame(starts),
     })
 }
@@ -75,6 +82,11 @@ mod tests {
         assert_eq!(list.jobs[1].state.as_str(), "PENDING");
         assert_eq!(list.jobs[3].state.class(), Class::Unknown);
         assert_eq!(list.jobs.len(), 5);
+        // Hosts that do not stand side by side make a long list, of which none is lost.
+        let hosts: Vec<String> = (0..200).map(|n| format!("node{}", n * 3)).collect();
+        let row = format!("{HEAD}12|RUNNING|\u{202e}\u{1b}[31mNone|{}|N/A|drover-s.1|\n", hosts.join(","));
+        let job = &read(&row).jobs[0];
+        assert_eq!((job.hosts.as_str(), job.reason.as_str()), (hosts.join(",").as_str(), "[31mNone"));
         assert_eq!(read(HEAD), QueueList { jobs: Vec::new(), whole: true });
     }
 

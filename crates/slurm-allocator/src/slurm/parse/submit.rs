@@ -33,7 +33,7 @@ pub(crate) fn complaint(text: &str) -> Complaint {
     let lines: Vec<&str> =
         text.lines().filter_map(|line| line.strip_prefix("sbatch: error: ")).map(str::trim).collect();
     let said = if lines.is_empty() { text.trim().to_owned() } else { lines.join("; ") };
-    let said: String = said.chars().filter(|c| !c.is_control()).take(600).collect();
+    let said: String = said.chars().filter(|c| super::is_shown(*c)).take(600).collect();
     let any = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
     if any(UNCLEAR) {
         return Complaint::Unclear(said);
