@@ -10,6 +10,7 @@ use drover_config::NodeScalingConfig;
 
 use crate::call::{CallAnswer, CallError, Citation, FailureKind, Finish, Sink, Usage};
 use crate::core::{Kind, Money, Price};
+use crate::extract;
 use crate::fetch::{FetchError, FetchSettings, Fetcher};
 use crate::nodes::Nodes;
 use crate::research::detail;
@@ -57,10 +58,19 @@ impl Errands {
         if url.is_empty() {
             return Err("a fetch task needs a url".to_owned());
         }
-        let errand = Fetch { fetcher: Arc::clone(&self.fetcher), url: url.to_owned(), nodes: self.nodes.clone() };
-        let job = Job::errand(Arc::new(errand), Kind::Fetch);
+        Ok(self.page(Kind::Fetch, url))
+    }
+
+    /// Reads of a page what a model is to be asked about.
+    pub(crate) fn extract(&self, url: &str) -> Job {
+        self.page(Kind::Extract, url)
+    }
+
+    fn page(&self, kind: Kind, url: &str) -> Job {
+        let errand = Fetch { fetcher: Arc::clone(&self.fetcher), kind, url: url.to_owned(), nodes: self.nodes.clone() };
+        let job = Job::errand(Arc::new(errand), kind);
         // Work on nodes moves by itself when it does not get on; a second one at the same time would only be a second reader.
-        Ok(Job { hedge: self.nodes.is_none(), ..job })
+        Job { hedge: self.nodes.is_none(), ..job }
     }
 
     /// The word for who searches.
@@ -90,16 +100,18 @@ impl Errands {
 #[derive(Debug)]
 struct Fetch {
     fetcher: Arc<Fetcher>,
+    kind: Kind,
     url: String,
     nodes: Option<Nodes>,
 }
 
-/// Reads a page.
-pub(crate) async fn read(fetcher: &Fetcher, url: &str) -> Result<CallAnswer, CallError> {
+/// Reads a page for a task of this kind.
+pub(crate) async fn read(fetcher: &Fetcher, kind: Kind, url: &str) -> Result<CallAnswer, CallError> {
     match fetcher.fetch(url).await {
         Ok(page) => {
             let detail = detail::of_page(&page);
-            Ok(CallAnswer { structured: Some(detail), ..CallAnswer::of(page.text, Finish::Stop) })
+            let answer = CallAnswer { structured: Some(detail), ..CallAnswer::of(page.text, Finish::Stop) };
+            if kind == Kind::Extract { extract::cut(answer) } else { Ok(answer) }
         }
         Err(error) => {
             let kind = match &error {
@@ -118,11 +130,11 @@ pub(crate) async fn read(fetcher: &Fetcher, url: &str) -> Result<CallAnswer, Cal
 impl Errand for Fetch {
     async fn run(&self, _: &mut dyn Sink) -> Result<CallAnswer, CallError> {
         if let Some(nodes) = &self.nodes
-            && let Some(read) = nodes.read(&self.url).await
+            && let Some(read) = nodes.read(self.kind, &self.url).await
         {
             return read;
         }
-        read(&self.fetcher, &self.url).await
+        read(&self.fetcher, self.kind, &self.url).await
     }
 }
 

@@ -1,4 +1,5 @@
-//! What operators and programs of this host ask for.
+//! What operators and programs of this host ask for. Whoever is not the owner needs the role `dispatch`; runs, and who began them,
+//! are written down.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use drover_proto::dispatch as pb;
 use drover_proto::dispatch::dispatch_service_server::{DispatchService, DispatchServiceServer};
 use drover_proto::status_of;
-use drover_service::{Context, MAX_MESSAGE_BYTES, now_us};
+use drover_service::guard::{Guard, Needs, Role, put};
+use drover_service::{Caller, Context, MAX_MESSAGE_BYTES, now_us};
 use drover_types::{ErrorCode, Failure};
 use futures::stream::BoxStream;
+use serde_json::Map;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -69,15 +72,26 @@ impl Service {
     }
 }
 
+const DISPATCH: Needs = Needs::OneOf(&[Role::Dispatch]);
+
 /// The gRPC service.
 #[derive(Clone)]
-pub(crate) struct Door(Arc<Service>);
+pub(crate) struct Door {
+    service: Arc<Service>,
+    guard: Arc<Guard>,
+}
 
 impl Door {
-    pub(crate) fn service(service: &Arc<Service>) -> DispatchServiceServer<Self> {
-        DispatchServiceServer::new(Self(Arc::clone(service)))
+    pub(crate) fn service(service: &Arc<Service>, guard: &Arc<Guard>) -> DispatchServiceServer<Self> {
+        DispatchServiceServer::new(Self { service: Arc::clone(service), guard: Arc::clone(guard) })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Whose call it is, if they may.
+    fn admit<T>(&self, call: &'static str, request: &Request<T>) -> Result<Caller, Status> {
+        let checked = self.guard.check(request.extensions(), request.metadata(), DISPATCH);
+        checked.map_err(|refused| status_of(&self.guard.refuse(refused, call, &Map::new())))
     }
 }
 
@@ -90,13 +104,15 @@ impl DispatchService for Door {
     type DispatchStream = BoxStream<'static, Result<pb::DispatchResponse, Status>>;
 
     async fn dispatch(&self, request: Request<Streaming<pb::DispatchRequest>>) -> Answer<Self::DispatchStream> {
+        let scribe = session::Scribe { guard: Arc::clone(&self.guard), caller: self.admit("dispatch", &request)? };
         let (tell, told) = mpsc::channel(READER_QUEUE);
-        self.0.ctx.spawn("run", session::serve(Arc::clone(&self.0), request.into_inner(), tell));
+        self.service.ctx.spawn("run", session::serve(Arc::clone(&self.service), scribe, request.into_inner(), tell));
         Ok(Response::new(Box::pin(ReceiverStream::new(told))))
     }
 
-    async fn get_status(&self, _: Request<pb::GetStatusRequest>) -> Answer<pb::GetStatusResponse> {
-        let service = &self.0;
+    async fn get_status(&self, request: Request<pb::GetStatusRequest>) -> Answer<pb::GetStatusResponse> {
+        self.admit("get_status", &request)?;
+        let service = &self.service;
         let Some(snapshot) = service.pool.snapshot().await else {
             return Err(status_of(&Failure::new(ErrorCode::ShuttingDown, "the dispatcher is stopping")));
         };
@@ -127,7 +143,8 @@ impl DispatchService for Door {
     }
 
     async fn get_spend(&self, request: Request<pb::GetSpendRequest>) -> Answer<pb::GetSpendResponse> {
-        let service = &self.0;
+        self.admit("get_spend", &request)?;
+        let service = &self.service;
         let days = match request.into_inner().days {
             0 => DAYS,
             days => days,
@@ -147,11 +164,12 @@ impl DispatchService for Door {
     }
 
     async fn list_runs(&self, request: Request<pb::ListRunsRequest>) -> Answer<pb::ListRunsResponse> {
+        self.admit("list_runs", &request)?;
         let most = match request.into_inner().most {
             0 => RUNS,
             most => most,
         };
-        let runs = self.0.ledger.runs(most).await.map_err(|error| status_of(&session::failure_of(&error)))?;
+        let runs = self.service.ledger.runs(most).await.map_err(|error| status_of(&session::failure_of(&error)))?;
         let runs = runs.into_iter().map(|run| pb::Run {
             run_id: run.name,
             source: run.source,
@@ -163,12 +181,17 @@ impl DispatchService for Door {
     }
 
     async fn cancel(&self, request: Request<pb::CancelRequest>) -> Answer<pb::CancelResponse> {
+        let caller = self.admit("cancel", &request)?;
         let name = request.into_inner().run_id;
-        let was_running = self.0.runs().get(&name).map(CancellationToken::cancel).is_some();
-        if !was_running {
-            // A name that nobody knows is a mistake, and a run that is over is none.
-            self.0.ledger.find(name).await.map_err(|error| status_of(&session::failure_of(&error)))?;
-        }
+        let mut asked = Map::new();
+        put(&mut asked, "run_id", &name);
+        let taken = self.guard.take(&caller, "cancel", &asked).await.map_err(|why| status_of(&why))?;
+        let was_running = self.service.runs().get(&name).map(CancellationToken::cancel).is_some();
+        // A name that nobody knows is a mistake, and a run that is over is none.
+        let known = if was_running { Ok(()) } else { self.service.ledger.find(name).await.map(drop) };
+        let known = known.map_err(|error| session::failure_of(&error));
+        taken.answered(known.as_ref().err().map(|failure| failure.code), Map::new()).await;
+        known.map_err(|failure| status_of(&failure))?;
         Ok(Response::new(pb::CancelResponse { was_running }))
     }
 }

@@ -13,7 +13,7 @@
 //!
 //! pool                    the same front for agents on nodes that have no way to the internet
 //! research, coordinator   plans of many tasks, carried out by the shell
-//! nodes                   who reads pages when there are nodes to do it
+//! nodes                   who reads pages when there are nodes to do it; extract: what of a page a model is asked about
 //! search, fetch, errands  what a task may read of the network before a model sees it
 //! ```
 
@@ -23,6 +23,7 @@ mod configured;
 pub mod coordinator;
 pub mod core;
 mod errands;
+mod extract;
 pub mod fetch;
 mod grpc;
 mod http;
@@ -40,4 +41,5 @@ pub mod setup;
 pub mod shell;
 
 pub use configured::{Configured, key_dir, key_file, setup_file, user_dir};
+pub use http::framed_request;
 pub use run::Dispatcher;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use drover_config::Config;
-use drover_service::{Context, Daemon, NoArgs, Server};
+use drover_service::guard::{Doors, Guard, Role};
+use drover_service::{Context, Daemon, NoArgs, Server, Token};
 use rustix::process::Resource;
 use tracing::{debug, info, warn};
 
@@ -68,7 +69,11 @@ impl Daemon for Dispatcher {
         let explicit = ctx.explicit_listen().or(settings.listen());
         // Before it binds: only then its port takes nodes.
         pool::identify(&config, &ctx)?;
-        let listener = ctx.bind("the dispatcher", explicit, Settings::default_listen())?;
+        let audit = ctx.state().path().join("audit");
+        let doors = Doors { daemon: "dispatcher", roles: Role::OF_DISPATCHER, log: "dispatch" };
+        let guard = Guard::new(&ctx, &config.security, doors, Token::default(), &audit)
+            .with_context(|| format!("cannot keep the doors; the audit log is in {}", audit.display()))?;
+        let listener = ctx.bind("the dispatcher", explicit, Settings::default_listen())?.with_guests(guard.guests());
         let lanes = settings.lanes()?;
         if let Some(source) = &settings.source {
             info!(config = %source, provider = %settings.scaling.provider.name, "configured");
@@ -102,7 +107,7 @@ impl Daemon for Dispatcher {
         let nodes = Nodes::new(&config, &ctx, limits.max_nodes, settings.scaling.fetch.timeout.get());
         let errands = errands.on(nodes.clone());
         let service = Service::new(&ctx, pool, ledger, settings, errands, metrics);
-        let mut server = Server::new(&ctx).grpc(Door::service(&service));
+        let mut server = Server::new(&ctx).grpc(Door::service(&service, &guard));
         if service.may_dispatch().is_ok() {
             let token = http::load_or_make_token(&dir)?;
             let (express, routes) = http::doors(&service.pool, service.errands.clone(), http::Access::new(token));
@@ -124,6 +129,7 @@ impl Daemon for Dispatcher {
         drop(service);
         ctx.spawn("memory", release_memory(ctx.clone()));
         driver.run().await;
+        guard.close().await;
         // The file is closed in order when the last call of the service is over; that must not hold up the end.
         let _ = tokio::time::timeout(Duration::from_secs(2), closed.wait()).await;
         Ok(())

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use drover_service::now_us;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
@@ -22,6 +22,8 @@ const VERSION: i64 = 1;
 const QUEUE: usize = 1024;
 /// Answers that are committed together.
 const TOGETHER: usize = 256;
+/// How long somebody else may hold the file before it is done without.
+const HELD: Duration = Duration::from_secs(2);
 /// A row takes about so much beside the answer.
 const OVERHEAD: u64 = 128;
 
@@ -33,24 +35,38 @@ enum Command {
 /// A handle; the thread ends when it is gone.
 pub(super) struct Disk {
     commands: mpsc::Sender<Command>,
+    /// Nobody waits for its end but tests, which open the file again.
+    _thread: std::thread::JoinHandle<()>,
+}
+
+/// Why the file cannot be used.
+enum Unusable {
+    /// Somebody else holds it now; what is in it is good.
+    Held(String),
+    /// It is no file of answers, or cannot be made one.
+    Broken(String),
 }
 
 impl Disk {
     pub(super) fn open(dir: &Path, most: u64, ttl: Duration) -> Result<Self, String> {
         let path = dir.join(FILE);
-        let table = Table::open(&path, most, ttl).or_else(|error| {
-            debug!(%error, "the file of answers is made anew");
-            for suffix in ["", "-wal", "-shm"] {
-                let mut name = path.clone().into_os_string();
-                name.push(suffix);
-                let _ = fs::remove_file(PathBuf::from(name));
+        let table = match Table::open(&path, most, ttl) {
+            Ok(table) => table,
+            Err(Unusable::Held(error)) => return Err(error),
+            Err(Unusable::Broken(error)) => {
+                debug!(%error, "the file of answers is made anew");
+                for suffix in ["", "-wal", "-shm"] {
+                    let mut name = path.clone().into_os_string();
+                    name.push(suffix);
+                    let _ = fs::remove_file(PathBuf::from(name));
+                }
+                Table::open(&path, most, ttl).map_err(|(Unusable::Held(error) | Unusable::Broken(error))| error)?
             }
-            Table::open(&path, most, ttl)
-        })?;
+        };
         let (commands, waiting) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new().name("cache".to_owned()).spawn(move || table.run(waiting));
-        thread.map_err(|error| format!("no thread for {}: {error}", path.display()))?;
-        Ok(Self { commands })
+        let thread = thread.map_err(|error| format!("no thread for {}: {error}", path.display()))?;
+        Ok(Self { commands, _thread: thread })
     }
 
     pub(super) async fn get(&self, key: Key) -> Option<Kept> {
@@ -72,8 +88,12 @@ struct Table {
 }
 
 impl Table {
-    fn open(path: &Path, most: u64, ttl: Duration) -> Result<Self, String> {
+    fn open(path: &Path, most: u64, ttl: Duration) -> Result<Self, Unusable> {
         let said = |error: &dyn std::fmt::Display| format!("cannot use {}: {error}", path.display());
+        let of_sqlite = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Unusable::Held(said(&error)),
+            _ => Unusable::Broken(said(&error)),
+        };
         // SQLite would make it with the permissions of the umask.
         fs::OpenOptions::new()
             .create(true)
@@ -81,11 +101,11 @@ impl Table {
             .write(true)
             .mode(0o600)
             .open(path)
-            .map_err(|error| said(&error))?;
-        let connection = Connection::open(path).map_err(|error| said(&error))?;
-        let bytes = prepare(&connection, ttl).map_err(|error| said(&error))?;
+            .map_err(|error| Unusable::Broken(said(&error)))?;
+        let connection = Connection::open(path).map_err(of_sqlite)?;
+        let bytes = prepare(&connection, ttl).map_err(of_sqlite)?;
         let mut table = Self { connection, most, bytes };
-        table.make_room().map_err(|error| said(&error))?;
+        table.make_room().map_err(of_sqlite)?;
         Ok(table)
     }
 
@@ -173,7 +193,7 @@ fn stored(number: u64) -> i64 {
 
 /// Brings the table into being, forgets what is too old, and gives how many bytes are left.
 fn prepare(connection: &Connection, ttl: Duration) -> rusqlite::Result<u64> {
-    connection.busy_timeout(Duration::from_secs(2))?;
+    connection.busy_timeout(HELD)?;
     connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", "normal")?;
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -204,6 +224,13 @@ mod tests {
         Arc::new(Kept::from_bytes(&Kept { answer, at: 0, bytes: 0 }.to_bytes(), now_us() / 1_000_000).unwrap())
     }
 
+    /// Waits until the file is let go, however slow the machine is.
+    fn close(disk: Disk) {
+        let Disk { commands, _thread: thread } = disk;
+        drop(commands);
+        thread.join().unwrap();
+    }
+
     #[tokio::test]
     async fn answers_outlive_the_process_within_their_bytes_and_their_time() {
         let dir = tempfile::tempdir().unwrap();
@@ -214,7 +241,7 @@ mod tests {
         disk.put([1; 32], &answer);
         assert_eq!(disk.get([1; 32]).await.as_ref(), Some(&*answer));
         assert_eq!(disk.get([2; 32]).await, None);
-        drop(disk);
+        close(disk);
         let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
 
@@ -230,9 +257,28 @@ mod tests {
             left += u64::from(disk.get([n; 32]).await.is_some());
         }
         assert!((8..20).contains(&left), "{left} of about 700 bytes in 10000");
-        drop(disk);
+        close(disk);
         let disk = Disk::open(dir.path(), 10_000, Duration::ZERO).unwrap();
         assert_eq!(disk.get([59; 32]).await, None, "too old");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_somebody_holds_is_not_thrown_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let day = Duration::from_hours(24);
+        let disk = Disk::open(dir.path(), 10_000, day).unwrap();
+        let answer = kept("worth its money");
+        disk.put([1; 32], &answer);
+        assert!(disk.get([1; 32]).await.is_some());
+        close(disk);
+        let other = Connection::open(dir.path().join(FILE)).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let refused = Disk::open(dir.path(), 10_000, day).err();
+        assert!(refused.as_ref().is_some_and(|error| error.contains("locked")), "{refused:?}");
+        other.execute_batch("ROLLBACK").unwrap();
+        drop(other);
+        let disk = Disk::open(dir.path(), 10_000, day).unwrap();
+        assert_eq!(disk.get([1; 32]).await.as_ref(), Some(&*answer));
     }
 
     #[tokio::test]

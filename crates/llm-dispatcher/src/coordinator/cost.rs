@@ -8,7 +8,7 @@ use super::synthesis::{FINDING_CHARS, frame_bytes};
 use super::{Plan, SYNTHESIS_TOKENS};
 use crate::call::CallRequest;
 use crate::provider::Prices as ListedPrices;
-use crate::research::ResearchSettings;
+use crate::research::{ResearchSettings, Step};
 
 /// What the parts of a plan cost, in pico-USD.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -57,14 +57,19 @@ pub fn estimate(request: &str, plan: &Plan, settings: &ResearchSettings, searchi
     let overhead = CallRequest::prompt("", 1).input_upper_bound();
     let subjects = plan.subjects.len() as u64;
     let names = plan.subjects.iter().map(|subject| subject.len() as u64).sum::<u64>();
-    let worker_input =
-        subjects * (FRAME + overhead + plan.topic.len() as u64 + BYTES_PER_CHAR * settings.page_chars as u64) + names;
-    let worker_output = subjects * u64::from(settings.max_tokens);
+    let thinking: Vec<u64> =
+        plan.phases.iter().filter(|phase| phase.kind.thinks()).map(|phase| phase.prompt.len() as u64).collect();
+    // Each reads the page, or what the one before took from it, which is cut to the same length.
+    let once = FRAME + overhead + plan.topic.len() as u64 + BYTES_PER_CHAR * settings.page_chars as u64;
+    let worker_calls = subjects * thinking.len() as u64;
+    let worker_input = worker_calls * once + subjects * thinking.iter().sum::<u64>() + names * thinking.len() as u64;
+    let worker_output = worker_calls * u64::from(settings.max_tokens);
+    let has = |step: Step| plan.phases.iter().any(|phase| phase.kind == step);
     let findings = subjects * (FRAME + BYTES_PER_CHAR * FINDING_CHARS as u64) + names;
     let coordinator_input = overhead + frame_bytes(request, plan) as u64 + findings;
     let coordinator_output = u64::from(SYNTHESIS_TOKENS);
     // A search that fails in passing is made once more.
-    let searches = if searching { 2 * subjects } else { 0 };
+    let searches = if searching && has(Step::Search) { 2 * subjects } else { 0 };
     let cost = |count: u64, price: Option<u128>| {
         if count == 0 { Some(0) } else { price.map(|price| price.saturating_mul(u128::from(count))) }
     };
@@ -77,8 +82,8 @@ pub fn estimate(request: &str, plan: &Plan, settings: &ResearchSettings, searchi
     ];
     Estimate {
         searches,
-        pages: if searching { subjects } else { 0 },
-        calls: subjects + 1,
+        pages: if searching && has(Step::Fetch) { subjects } else { 0 },
+        calls: worker_calls + 1,
         input_tokens: worker_input + coordinator_input,
         output_tokens: worker_output + coordinator_output,
         cost_pico_usd: parts.into_iter().try_fold(0u128, |sum, part| Some(sum.saturating_add(part?))),
@@ -94,7 +99,7 @@ mod tests {
     use super::*;
     use crate::coordinator::Coordinator;
     use crate::fetch::{FetchError, Page};
-    use crate::research::{Ask, Model, Outcome, Pages, Researcher, Told};
+    use crate::research::{Ask, Model, Outcome, Pages, Phase, Researcher, Told, usual};
     use crate::search::{Found, Hit, Query, SearchBackend, SearchError, SearchResult};
 
     /// Everything as long as it may be.
@@ -161,8 +166,16 @@ mod tests {
 
     #[tokio::test]
     async fn no_run_takes_more_than_was_said_and_the_bound_is_not_idle() {
+        holds(usual(), 1).await;
+        let asked = |kind| Phase { prompt: "ö".repeat(900), ..Phase::of(kind) };
+        let phases = [Step::Search, Step::Fetch, Step::Extract, Step::Analyze, Step::Analyze].map(asked);
+        holds(phases.to_vec(), 3).await;
+    }
+
+    async fn holds(phases: Vec<Phase>, thinking: usize) {
         let plan = Plan {
             subjects: (0..7).map(|nth| format!("{nth}{}", "ß".repeat(150))).collect(),
+            phases,
             topic: "t".repeat(900),
             synthesis: "s".repeat(900),
         };
@@ -192,11 +205,11 @@ mod tests {
         assert_eq!((asked.len() as u64, *wordy.searches.lock().unwrap()), (said.calls, said.searches));
         assert!(input <= said.input_tokens && said.input_tokens < input * 2, "{input} of {}", said.input_tokens);
         assert_eq!(output, said.output_tokens);
-        let workers: u64 = asked[..7].iter().map(|(input, _)| input).sum();
+        let workers: u64 = asked[..7 * thinking].iter().map(|(input, _)| input).sum();
         let least = u128::from(workers) * 3 + u128::from(input - workers) * 7;
         assert!(said.cost_pico_usd.is_some_and(|cost| cost >= least));
         let unknown = estimate(&request, &plan, &settings, true, &Prices { search: None, ..prices });
-        assert_eq!((unknown.cost_pico_usd, unknown.calls), (None, 8));
+        assert_eq!((unknown.cost_pico_usd, unknown.calls), (None, 7 * thinking as u64 + 1));
         assert!(
             estimate(&request, &plan, &settings, false, &Prices { search: None, ..prices }).cost_pico_usd.is_some()
         );

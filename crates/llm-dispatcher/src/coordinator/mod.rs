@@ -121,7 +121,7 @@ impl Coordinator {
 impl Plan {
     /// The research that the plan asks for.
     pub fn research(&self) -> Request {
-        Request { subjects: self.subjects.clone(), topic: self.topic.clone() }
+        Request { subjects: self.subjects.clone(), topic: self.topic.clone(), phases: self.phases.clone() }
     }
 }
 

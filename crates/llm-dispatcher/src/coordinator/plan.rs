@@ -1,7 +1,9 @@
-//! The plan of a request: about whom, what, and to what end. What a model says is checked against the schema before anybody
+//! The plan of a request: about whom, what, in which phases, and to what end. What a model says is checked against the schema before anybody
 //! acts on it.
 
 use serde::{Deserialize, Serialize};
+
+use crate::research::{Phase, check, usual};
 
 /// More subjects in one request are a mistake, or an attempt to spend somebody's money.
 pub const MOST_SUBJECTS: usize = 50;
@@ -11,10 +13,14 @@ const LONGEST_TEXT: usize = 1000;
 /// What the planning model is told.
 pub(super) const SYSTEM: &str = "You plan research. Given a request, name the subjects that have to be looked up one by one, the \
     topic that is to be found out about each, and how the findings are to be put together. Use concrete names that a search engine \
-    understands. Answer with one JSON object: {\"subjects\": [\"...\"], \"topic\": \"...\", \"synthesis\": \"...\"} and nothing else.";
+    understands. Each subject goes through phases of its own: search (its prompt is what to search for beside the subject), fetch (reads \
+    the best page), extract (a model takes from it what the prompt says), analyze (a model answers the prompt); the usual ones are \
+    search, fetch, analyze. A phase waits for all subjects only where barrier is true, which is seldom needed. Answer with one JSON \
+    object: {\"subjects\": [\"...\"], \"topic\": \"...\", \"phases\": [{\"kind\": \"search\", \"prompt\": \"\", \"barrier\": false}, \
+    ...], \"synthesis\": \"...\"} and nothing else.";
 
 /// The schema that a plan follows, as the providers take it.
-pub const SCHEMA: &str = r#"{"type":"object","additionalProperties":false,"required":["subjects","topic","synthesis"],"properties":{"subjects":{"type":"array","minItems":1,"maxItems":50,"items":{"type":"string","minLength":1,"maxLength":200}},"topic":{"type":"string","maxLength":1000},"synthesis":{"type":"string","maxLength":1000}}}"#;
+pub const SCHEMA: &str = r#"{"type":"object","additionalProperties":false,"required":["subjects","topic","synthesis"],"properties":{"subjects":{"type":"array","minItems":1,"maxItems":50,"items":{"type":"string","minLength":1,"maxLength":200}},"topic":{"type":"string","maxLength":1000},"phases":{"type":"array","minItems":1,"maxItems":6,"items":{"type":"object","additionalProperties":false,"required":["kind"],"properties":{"kind":{"type":"string","enum":["search","fetch","extract","analyze"]},"prompt":{"type":"string","maxLength":1000},"barrier":{"type":"boolean"}}}},"synthesis":{"type":"string","maxLength":1000}}}"#;
 
 /// A plan that was checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +30,9 @@ pub struct Plan {
     pub subjects: Vec<String>,
     /// What about them; may be empty.
     pub topic: String,
+    /// What becomes of each subject; the usual ones when the plan does not say.
+    #[serde(default = "usual")]
+    pub phases: Vec<Phase>,
     /// How the findings are to be put together.
     pub synthesis: String,
 }
@@ -43,6 +52,9 @@ pub enum PlanError {
     /// A subject that is none.
     #[error("subject {0} is empty or longer than {LONGEST_SUBJECT} characters")]
     Subject(usize),
+    /// Phases that make no sense.
+    #[error("its phases cannot be carried out: {0}")]
+    Phases(String),
     /// A text that is too long.
     #[error("{0} is longer than {LONGEST_TEXT} characters")]
     TooLong(&'static str),
@@ -77,7 +89,9 @@ impl Plan {
                 return Err(PlanError::TooLong(name));
             }
         }
-        Ok(Self { subjects, topic: line(&self.topic), synthesis: line(&self.synthesis) })
+        check(&self.phases).map_err(PlanError::Phases)?;
+        let phases = self.phases.into_iter().map(|phase| Phase { prompt: line(&phase.prompt), ..phase }).collect();
+        Ok(Self { subjects, topic: line(&self.topic), phases, synthesis: line(&self.synthesis) })
     }
 }
 
@@ -115,6 +129,7 @@ pub fn simulated(request: &str) -> Result<Plan, PlanError> {
     Plan {
         subjects: (1..=count).map(|nth| format!("{what} {nth}")).collect(),
         topic: line(&rest.join(" ")).chars().take(LONGEST_TEXT).collect(),
+        phases: usual(),
         synthesis: line(request).chars().take(LONGEST_TEXT).collect(),
     }
     .checked()
@@ -130,14 +145,45 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::research::{LONGEST_PROMPT, MOST_PHASES, Step};
 
     #[test]
     fn a_plan_is_taken_only_in_its_shape() {
         let plan = Plan::read("```json\n{\"subjects\": [\" A\\n b \", \"a b\", \"C\"], \"topic\": \"x\\u001b[2J\", \"synthesis\": \"\"}\n```").unwrap();
         assert_eq!(
             plan,
-            Plan { subjects: vec!["A b".into(), "C".into()], topic: "x [2J".into(), synthesis: String::new() }
+            Plan {
+                subjects: vec!["A b".into(), "C".into()],
+                topic: "x [2J".into(),
+                phases: usual(),
+                synthesis: String::new()
+            }
         );
+        let phased = |phases: serde_json::Value| {
+            let plan = serde_json::json!({"subjects": ["a"], "topic": "", "phases": phases, "synthesis": ""});
+            Plan::read(&plan.to_string()).map(|plan| plan.phases)
+        };
+        let phases = phased(serde_json::json!([{"kind": "search", "prompt": "prices\nof"}, {"kind": "extract"},
+            {"kind": "analyze", "prompt": "Is it dear?", "barrier": true}]));
+        let phase = |kind, prompt: &str, barrier| Phase { kind, prompt: prompt.to_owned(), barrier };
+        assert_eq!(
+            phases,
+            Ok(vec![
+                phase(Step::Search, "prices of", false),
+                phase(Step::Extract, "", false),
+                phase(Step::Analyze, "Is it dear?", true)
+            ])
+        );
+        for (phases, expected) in [
+            (serde_json::json!([]), "phases cannot"),
+            (serde_json::json!([{"kind": "search"}]), "last phase"),
+            (serde_json::json!([{"kind": "fetch"}, {"kind": "analyze"}]), "needs a search"),
+            (serde_json::json!([{"kind": "synthesize"}]), "synthesize"),
+            (serde_json::json!([{"kind": "analyze", "tools": ["shell"]}]), "tools"),
+        ] {
+            let error = phased(phases.clone()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{phases}: {error}");
+        }
         let many = serde_json::json!({"subjects": vec!["a"; 51], "topic": "", "synthesis": ""}).to_string();
         let long = serde_json::json!({"subjects": ["x".repeat(201)], "topic": "", "synthesis": ""}).to_string();
         let wordy = serde_json::json!({"subjects": ["x"], "topic": "y".repeat(1001), "synthesis": ""}).to_string();
@@ -164,6 +210,9 @@ mod tests {
         let subjects = &schema["properties"]["subjects"];
         assert_eq!(subjects["maxItems"], MOST_SUBJECTS);
         assert_eq!(subjects["items"]["maxLength"], LONGEST_SUBJECT);
+        let phases = &schema["properties"]["phases"];
+        assert_eq!(phases["maxItems"], MOST_PHASES);
+        assert_eq!(phases["items"]["properties"]["prompt"]["maxLength"], LONGEST_PROMPT);
         for text in ["topic", "synthesis"] {
             assert_eq!(schema["properties"][text]["maxLength"], LONGEST_TEXT);
         }

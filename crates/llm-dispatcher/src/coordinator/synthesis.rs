@@ -84,6 +84,7 @@ mod tests {
             simulated: false,
             started: Duration::ZERO,
             ended: Duration::ZERO,
+            busy: Duration::ZERO,
         }
     }
 
@@ -92,6 +93,7 @@ mod tests {
         let plan = Plan {
             subjects: vec!["a".into(), "b".into(), "c".into()],
             topic: String::new(),
+            phases: crate::research::usual(),
             synthesis: "compare".into(),
         };
         let findings = [

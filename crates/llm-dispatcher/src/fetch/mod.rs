@@ -66,6 +66,11 @@ pub struct Page {
     pub elapsed: Duration,
 }
 
+/// What a person would read of an HTML page that was found there, as Markdown.
+pub fn page_text(html: &str, url: &str) -> String {
+    readable::readable(html, url).text
+}
+
 /// The hash by which a text is known, in hexadecimal digits.
 pub fn sha256(text: &str) -> String {
     use std::fmt::Write as _;

@@ -56,18 +56,11 @@ impl Express {
 
     /// Reads a request, when all of it is there and it is one for here.
     fn read(&self, bytes: &[u8], verified: &mut Vec<u8>) -> Read {
-        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut request = httparse::Request::new(&mut fields);
-        let length = match request.parse(bytes) {
-            Ok(httparse::Status::Complete(length)) => length,
-            // What begins otherwise is not waited for.
-            Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD && may_be_ours(bytes) => return Read::More(0),
-            _ => return Read::Other,
+        let (head, length) = match Framed::of(bytes) {
+            Framed::Request(head, length) => (head, length),
+            Framed::More => return Read::More(0),
+            Framed::Other => return Read::Other,
         };
-        if (request.method, request.path, request.version) != (Some("POST"), Some(PATH), Some(1)) {
-            return Read::Other;
-        }
-        let Some(head) = Head::of(request.headers) else { return Read::Other };
         let whole = length.saturating_add(head.length);
         if whole > MAX_BYTES || !self.access.is_place(head.host) {
             return Read::Other;
@@ -159,6 +152,42 @@ enum Read {
     More(usize),
     /// It is for the routes.
     Other,
+}
+
+/// What begins in some bytes.
+enum Framed<'a> {
+    /// A request for here; its body begins so many bytes on.
+    Request(Head<'a>, usize),
+    /// What may still become one.
+    More,
+    /// What is for the routes.
+    Other,
+}
+
+impl<'a> Framed<'a> {
+    fn of(bytes: &'a [u8]) -> Self {
+        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut fields);
+        let length = match request.parse(bytes) {
+            Ok(httparse::Status::Complete(length)) => length,
+            // What begins otherwise is not waited for.
+            Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD && may_be_ours(bytes) => return Self::More,
+            _ => return Self::Other,
+        };
+        if (request.method, request.path, request.version) != (Some("POST"), Some(PATH), Some(1)) {
+            return Self::Other;
+        }
+        Head::of(request.headers).map_or(Self::Other, |head| Self::Request(head, length))
+    }
+}
+
+/// Where the body of the request that these bytes begin with begins, and how long it is, when the short way may take it. Public for
+/// fuzzing.
+pub fn framed_request(bytes: &[u8]) -> Option<(usize, usize)> {
+    match Framed::of(bytes) {
+        Framed::Request(head, length) => Some((length, head.length)),
+        Framed::More | Framed::Other => None,
+    }
 }
 
 /// What is needed of a head.

@@ -29,6 +29,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 
 pub(crate) use express::Express;
+pub use express::framed_request;
 pub(crate) use guard::{Access, load_or_make_token};
 
 use crate::errands::Errands;

@@ -71,7 +71,7 @@ pub(super) async fn research(
         priority: super::clients::priority(&headers),
     });
     let researcher = Researcher::new(Arc::clone(&pooled) as _, Arc::clone(&pooled) as _, pooled as _, settings);
-    let request = Request { subjects: body.subjects, topic: body.topic.unwrap_or_default() };
+    let request = Request { subjects: body.subjects, topic: body.topic.unwrap_or_default(), phases: Vec::new() };
     let (to, written) = mpsc::channel(AHEAD);
     Ok(lines(work(researcher, request, simulated, to), written))
 }

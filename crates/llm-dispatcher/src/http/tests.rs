@@ -423,3 +423,22 @@ async fn many_prompts_are_answered_in_their_order_whatever_fails() {
     let ledger = world.mock.ledger();
     assert!(ledger.max_in_flight > 1 && ledger.answered_again == 0, "{ledger:?}");
 }
+
+/// Events of the older daemon were everybody's: the eighth of twelve clients heard of all prompts.
+#[tokio::test]
+async fn twelve_clients_at_once_hear_of_their_own_prompts_and_of_no_others() {
+    let world = world(MockSettings { latency_ms: 5.0, jitter: 1.0, ..MockSettings::default() }, None).await;
+    let ask = async |client: usize| {
+        let prompts: Vec<String> = (0..20).map(|number| format!("[[say:{client} of {number}]]")).collect();
+        let (status, text) = world.post("/parallel", &json!({"prompts": prompts})).await;
+        assert_eq!(status, StatusCode::OK);
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 22, "client {client}: {text}");
+        let foreign = |line: &&str| (0..12).any(|other| other != client && line.contains(&format!("\"{other} of ")));
+        assert_eq!(text.lines().find(foreign), None, "client {client}");
+        let own: Vec<Value> = (0..20).map(|number| json!(format!("{client} of {number}"))).collect();
+        assert_eq!(lines[21]["results"], json!(own), "client {client}");
+    };
+    futures::future::join_all((0..12).map(ask)).await;
+    assert!(world.mock.ledger().max_in_flight > 20, "they were not at once: {:?}", world.mock.ledger());
+}

@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use drover_config::NodeScalingConfig;
 use drover_proto::tasks as pb;
 
+use super::kinds;
 use crate::call::{CallAnswer, CallError, FailureKind, Finish};
 use crate::errands;
 use crate::fetch::{FetchSettings, Fetcher};
@@ -25,11 +26,11 @@ impl Hand {
     /// Does one attempt. Dropping the future ends it.
     pub async fn do_attempt(&self, attempt: &pb::Attempt) -> pb::AttemptResult {
         let number = attempt.attempt;
-        if attempt.kind != super::FETCH {
+        let Some(kind) = kinds::named(&attempt.kind) else {
             let error = format!("this node does not take {:?} tasks", attempt.kind);
             return failed(number, FailureKind::Unsupported, error);
-        }
-        match errands::read(&self.fetcher, &attempt.url).await {
+        };
+        match errands::read(&self.fetcher, kind, &attempt.url).await {
             Ok(answer) => pb::AttemptResult {
                 attempt: number,
                 text: answer.text,
@@ -74,6 +75,8 @@ mod tests {
         let site = Loopback::serve(|asked| match asked.path.as_str() {
             "/robots.txt" => Said::new(404, "text/plain", ""),
             "/page" => Said::new(200, "text/plain", "words of a page"),
+            "/empty" => Said::new(200, "text/plain", " "),
+            "/long" => Said::new(200, "text/plain", "word ".repeat(10_000)),
             _ => Said::new(503, "text/plain", ""),
         });
         let attempt = |path: &str| pb::Attempt { attempt: 7, kind: "fetch".to_owned(), url: site.url(path) };
@@ -91,6 +94,13 @@ mod tests {
         assert!(answer.text.contains("words of a page") && answer.structured.is_some(), "{answer:?}");
         let error = outcome(open.do_attempt(&attempt("/gone")).await).unwrap_err();
         assert_eq!((error.kind, error.maybe_billed), (FailureKind::Server, false));
+        let extract = |path: &str| pb::Attempt { kind: "extract".to_owned(), ..attempt(path) };
+        let long = outcome(open.do_attempt(&extract("/long")).await).unwrap();
+        assert_eq!(long.text.chars().count(), crate::extract::CHARS, "only what the model will see");
+        let whole = outcome(open.do_attempt(&attempt("/long")).await).unwrap();
+        assert!(whole.text.chars().count() > crate::extract::CHARS);
+        let empty = outcome(open.do_attempt(&extract("/empty")).await).unwrap_err();
+        assert_eq!(empty.kind, FailureKind::BadRequest);
         let odd = open.do_attempt(&pb::Attempt { kind: "dream".to_owned(), ..attempt("/page") }).await;
         assert_eq!(outcome(odd).unwrap_err().kind, FailureKind::Unsupported);
     }

@@ -9,8 +9,9 @@ use drover_service::{Context, MAX_MESSAGE_BYTES, Token};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
+use super::kinds::Kinds;
 use super::roster::{Life, Member};
-use super::{CAPABILITY, FETCH, Nodes};
+use super::{CAPABILITY, Nodes};
 
 /// How often the router is asked.
 const ASK: Duration = Duration::from_millis(500);
@@ -55,6 +56,6 @@ fn member(told: &Told) -> Member {
         "suspect" => Life::Suspect,
         _ => Life::Dead,
     };
-    let able = told.capabilities.get(CAPABILITY).is_some_and(|kinds| kinds.split('/').any(|kind| kind == FETCH));
-    Member { state, load: told.load_score.unwrap_or(0.0), overloaded: told.overloaded, able }
+    let kinds = told.capabilities.get(CAPABILITY).map(|kinds| Kinds::of(kinds.split('/'))).unwrap_or_default();
+    Member { state, load: told.load_score.unwrap_or(0.0), overloaded: told.overloaded, kinds }
 }

@@ -1,17 +1,19 @@
-//! Reading pages on nodes: which node does what, and what becomes of it when a node dies.
+//! Tasks on nodes: which node does what, and what becomes of it when a node dies.
 //!
 //! ```text
-//! errands ──read(url)──> Nodes ─┬─ roster   who is there, who does what, who is next (pure)
+//! errands ──read(kind, url)──> Nodes ─┬─ roster   who is there, who does what, who is next (pure)
 //!                               ├─ service  the streams of the nodes, by certificate
 //!                               └─ members  who is alive, how loaded and able, from the router
 //! on a node:                       Hand     reads one page with the same guard as here
 //! ```
 //!
-//! Model calls are not made on nodes: what they read comes back here, and keys stay here. Work is given in attempts, each with a
+//! A node reads the page of a `fetch` task, and of an `extract` task the part of it that the model will see. Model calls are not
+//! made on nodes: what they read comes back here, the model is asked here, and keys stay here. Work is given in attempts, each with a
 //! number of its own; an attempt of a node that died is void, its work goes to another node, and of all attempts one result is
 //! taken. Without any node the dispatcher reads pages itself.
 
 mod hand;
+mod kinds;
 mod members;
 mod roster;
 mod service;
@@ -29,12 +31,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 pub use hand::Hand;
+pub use kinds::KINDS;
 
 use crate::call::{CallAnswer, CallError};
+use crate::core::Kind;
+use kinds::Kinds;
 use roster::{Effect, Ended, Roster, Ticket};
 
-/// The one kind of task that nodes take.
-pub const FETCH: &str = "fetch";
 /// The capability under which a member says which kinds it takes.
 pub const CAPABILITY: &str = "tasks";
 
@@ -140,8 +143,9 @@ impl Nodes {
     fn perform(&self, state: &mut State, now: Duration, effect: Effect) {
         use pb::work_response::Said;
         let (stream, said) = match effect {
-            Effect::Give { stream, attempt, url } => {
-                (stream, Said::Attempt(pb::Attempt { attempt, kind: FETCH.to_owned(), url: url.as_ref().to_owned() }))
+            Effect::Give { stream, attempt, kind, url } => {
+                let (kind, url) = (kind.as_str().to_owned(), url.as_ref().to_owned());
+                (stream, Said::Attempt(pb::Attempt { attempt, kind, url }))
             }
             Effect::Void { stream, attempt } => {
                 self.0.void.inc();
@@ -177,8 +181,8 @@ impl Nodes {
             state.streams.insert(stream, tell);
             stream
         };
-        let able = kinds.iter().any(|kind| kind == FETCH);
-        self.act(|roster, now, out| roster.join(now, node, stream, if able { at_once } else { 0 }, out));
+        let offer = (Kinds::of(kinds.iter().map(String::as_str)), at_once);
+        self.act(|roster, now, out| roster.join(now, node, stream, offer, out));
         (stream, told)
     }
 
@@ -191,8 +195,8 @@ impl Nodes {
         self.act(|roster, now, out| roster.result(now, stream, attempt, result, out));
     }
 
-    /// Has a page read on a node. `None` when no node is there to do it.
-    pub(crate) async fn read(&self, url: &str) -> Option<Result<CallAnswer, CallError>> {
+    /// Has a page read on a node for a task of this kind. `None` when no node is there to do it.
+    pub(crate) async fn read(&self, kind: Kind, url: &str) -> Option<Result<CallAnswer, CallError>> {
         let (tell, told) = oneshot::channel();
         let ticket = {
             let mut state = self.state();
@@ -202,7 +206,7 @@ impl Nodes {
             ticket
         };
         let guard = Waiter { nodes: self, ticket };
-        self.act(|roster, now, out| roster.submit(now, ticket, url.into(), out));
+        self.act(|roster, now, out| roster.submit(now, ticket, (kind, url.into()), out));
         let ended = told.await.ok();
         drop(guard);
         match ended? {

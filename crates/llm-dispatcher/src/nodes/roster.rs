@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::kinds::{KINDS, Kinds};
 use crate::call::{CallAnswer, CallError, FailureKind};
+use crate::core::Kind;
 
 /// Attempts of one piece of work. More nodes than these do not die by accident around it.
 const MOST_ATTEMPTS: u32 = 5;
@@ -34,7 +36,7 @@ pub(super) enum Ended {
 #[derive(Debug)]
 pub(super) enum Effect {
     /// Tell this stream's node to do this.
-    Give { stream: u64, attempt: u64, url: Arc<str> },
+    Give { stream: u64, attempt: u64, kind: Kind, url: Arc<str> },
     /// Tell it that this is not wanted any more.
     Void { stream: u64, attempt: u64 },
     /// A result came that is not taken.
@@ -50,8 +52,8 @@ pub(super) struct Member {
     /// From 0 to 1.
     pub(super) load: f64,
     pub(super) overloaded: bool,
-    /// It says that it takes tasks.
-    pub(super) able: bool,
+    /// Tasks that it says it takes.
+    pub(super) kinds: Kinds,
 }
 
 /// Whether a node lives.
@@ -67,6 +69,7 @@ pub(super) enum Life {
 #[derive(Debug)]
 struct Node {
     stream: u64,
+    kinds: Kinds,
     at_once: u32,
     under_way: BTreeMap<u64, Ticket>,
     /// Work given so far, each piece counted by its share.
@@ -75,6 +78,7 @@ struct Node {
 
 #[derive(Debug)]
 struct Work {
+    kind: Kind,
     url: Arc<str>,
     attempts: u32,
     /// Where it is being done: node, attempt, since when.
@@ -110,17 +114,29 @@ impl Roster {
         }
     }
 
-    /// Nodes that could be given work.
+    /// Nodes that could be given work of some kind.
     pub(super) fn usable(&self) -> u32 {
-        self.nodes.iter().filter(|(name, node)| node.at_once > 0 && self.share(name).is_some()).count() as u32
+        self.nodes.keys().filter(|name| KINDS.iter().any(|kind| self.share(name, *kind).is_some())).count() as u32
+    }
+
+    /// Whether a node could be given work of this kind.
+    fn can(&self, kind: Kind) -> bool {
+        self.nodes.keys().any(|name| self.share(name, kind).is_some())
     }
 
     /// A node offers itself. An earlier stream of the same node is of an earlier start of it.
-    pub(super) fn join(&mut self, now: Duration, name: &str, stream: u64, at_once: u32, out: &mut Vec<Effect>) {
+    pub(super) fn join(
+        &mut self,
+        now: Duration,
+        name: &str,
+        stream: u64,
+        (kinds, at_once): (Kinds, u32),
+        out: &mut Vec<Effect>,
+    ) {
         self.drop_node(now, name, out);
         let least = self.nodes.values().map(|node| node.given).reduce(f64::min).unwrap_or(0.0);
         let at_once = at_once.min(MOST_AT_ONCE);
-        self.nodes.insert(name.into(), Node { stream, at_once, under_way: BTreeMap::new(), given: least });
+        self.nodes.insert(name.into(), Node { stream, kinds, at_once, under_way: BTreeMap::new(), given: least });
         self.give(now, out);
     }
 
@@ -151,8 +167,14 @@ impl Roster {
     }
 
     /// There is work.
-    pub(super) fn submit(&mut self, now: Duration, ticket: Ticket, url: Arc<str>, out: &mut Vec<Effect>) {
-        self.work.insert(ticket, Work { url, attempts: 0, at: None, waiting_since: now });
+    pub(super) fn submit(
+        &mut self,
+        now: Duration,
+        ticket: Ticket,
+        (kind, url): (Kind, Arc<str>),
+        out: &mut Vec<Effect>,
+    ) {
+        self.work.insert(ticket, Work { kind, url, attempts: 0, at: None, waiting_since: now });
         self.waiting.push_back(ticket);
         self.give(now, out);
     }
@@ -213,10 +235,12 @@ impl Roster {
             }
             self.again(now, ticket, out);
         }
-        if self.usable() == 0 {
-            let tired = |ticket: &Ticket| {
-                self.work.get(ticket).is_some_and(|work| now.saturating_sub(work.waiting_since) >= PATIENCE)
-            };
+        for kind in KINDS {
+            if self.can(kind) {
+                continue;
+            }
+            let tired = |work: &Work| work.kind == kind && now.saturating_sub(work.waiting_since) >= PATIENCE;
+            let tired = |ticket: &Ticket| self.work.get(ticket).is_some_and(tired);
             let tired: Vec<Ticket> = self.waiting.iter().copied().filter(tired).collect();
             for ticket in tired {
                 self.end(ticket, Ended::Nobody, out);
@@ -237,12 +261,13 @@ impl Roster {
     }
 
     /// The share of a node, in quarters of what an idle one gets; `None` when it is given nothing.
-    fn share(&self, name: &str) -> Option<f64> {
+    fn share(&self, name: &str, kind: Kind) -> Option<f64> {
+        self.nodes.get(name).filter(|node| node.at_once > 0 && node.kinds.has(kind))?;
         if !self.gossips || self.members.is_none() {
             // Whoever holds the members cannot be asked: who has a certificate and a stream is there.
             return Some(1.0);
         }
-        let member = self.member(name).filter(|member| member.able && member.state == Life::Alive)?;
+        let member = self.member(name).filter(|member| member.kinds.has(kind) && member.state == Life::Alive)?;
         if member.overloaded {
             // Only when nobody else has room, see `next`.
             return Some(0.0);
@@ -252,7 +277,7 @@ impl Roster {
 
     /// The node for the next piece of work: of those that have room, whoever is furthest behind its share; an overloaded one
     /// only when there is no other. No more nodes are busy at once than may be.
-    fn next(&self) -> Option<(Arc<str>, f64)> {
+    fn next(&self, kind: Kind) -> Option<(Arc<str>, f64)> {
         let busy = self.nodes.values().filter(|node| !node.under_way.is_empty()).count() as u32;
         let mut best: Option<(bool, f64, &Arc<str>, f64)> = None;
         for (name, node) in &self.nodes {
@@ -260,7 +285,7 @@ impl Roster {
             if !has_room || (node.under_way.is_empty() && busy >= self.max_nodes) {
                 continue;
             }
-            let Some(share) = self.share(name) else { continue };
+            let Some(share) = self.share(name, kind) else { continue };
             let (overloaded, share) = (share == 0.0, if share == 0.0 { 0.25 } else { share });
             let before = best.is_none_or(|(other, given, ..)| (overloaded, node.given) < (other, given));
             if before {
@@ -272,16 +297,32 @@ impl Roster {
 
     /// Gives out what waits, as far as there is room.
     fn give(&mut self, now: Duration, out: &mut Vec<Effect>) {
-        if self.nodes.is_empty() {
-            // Nobody was ever there, or the last one has gone: whoever waits does it himself.
-            while let Some(ticket) = self.waiting.front().copied() {
-                self.end(ticket, Ended::Nobody, out);
+        // Kinds for which no node has room now. Work of the others goes past that which waits for it.
+        let mut full = Kinds::default();
+        let mut place = 0;
+        while let Some(ticket) = self.waiting.get(place).copied() {
+            let Some(kind) = self.work.get(&ticket).map(|work| work.kind) else {
+                self.waiting.remove(place);
+                continue;
+            };
+            if full.has(kind) {
+                place += 1;
+                continue;
             }
-            return;
-        }
-        while !self.waiting.is_empty() {
-            let Some((name, share)) = self.next() else { return };
-            let Some(ticket) = self.waiting.pop_front() else { return };
+            if !self.nodes.values().any(|node| node.kinds.has(kind)) {
+                // Nobody who does this was ever there, or the last one has gone: whoever waits does it himself.
+                self.end(ticket, Ended::Nobody, out);
+                continue;
+            }
+            let Some((name, share)) = self.next(kind) else {
+                full.add(kind);
+                if KINDS.iter().all(|kind| full.has(*kind)) {
+                    return;
+                }
+                place += 1;
+                continue;
+            };
+            self.waiting.remove(place);
             let (Some(work), Some(node)) = (self.work.get_mut(&ticket), self.nodes.get_mut(&name)) else { continue };
             let attempt = self.next_attempt;
             self.next_attempt += 1;
@@ -289,7 +330,7 @@ impl Roster {
             work.at = Some((name, attempt, now));
             node.given += 1.0 / share;
             node.under_way.insert(attempt, ticket);
-            out.push(Effect::Give { stream: node.stream, attempt, url: Arc::clone(&work.url) });
+            out.push(Effect::Give { stream: node.stream, attempt, kind, url: Arc::clone(&work.url) });
         }
     }
 
@@ -345,8 +386,16 @@ mod tests {
         CallAnswer { structured: Some(serde_json::json!({})), ..CallAnswer::of("text", Finish::Stop) }
     }
 
+    fn all_kinds() -> Kinds {
+        Kinds::of(["fetch", "extract", "dream"])
+    }
+
+    fn fetch() -> (Kind, Arc<str>) {
+        (Kind::Fetch, "u".into())
+    }
+
     fn alive(load: f64) -> Member {
-        Member { state: Life::Alive, load, overloaded: false, able: true }
+        Member { state: Life::Alive, load, overloaded: false, kinds: all_kinds() }
     }
 
     fn members(list: &[(&str, Member)]) -> BTreeMap<String, Member> {
@@ -369,7 +418,7 @@ mod tests {
         let mut out = Vec::new();
         let names: Vec<String> = (0..nodes).map(|number| format!("n{number}")).collect();
         for (number, name) in names.iter().enumerate() {
-            roster.join(SECOND, name, number as u64, at_once, &mut out);
+            roster.join(SECOND, name, number as u64, (all_kinds(), at_once), &mut out);
         }
         let all: Vec<(&str, Member)> = names.iter().map(|name| (name.as_str(), alive(0.0))).collect();
         roster.members(SECOND, members(&all), &mut out);
@@ -379,7 +428,7 @@ mod tests {
     #[test]
     fn of_two_attempts_one_result_is_taken_and_never_that_of_the_dead() {
         let (mut roster, mut out) = roster(2, 4);
-        roster.submit(SECOND, Ticket(1), "u".into(), &mut out);
+        roster.submit(SECOND, Ticket(1), fetch(), &mut out);
         let first = given(&mut out)[0];
         roster.leave(SECOND, first.0, &mut out);
         let second = given(&mut out)[0];
@@ -405,11 +454,11 @@ mod tests {
             ("n0", alive(0.1)),
             ("n1", alive(0.8)),
             ("n2", Member { overloaded: true, ..alive(0.9) }),
-            ("n3", Member { able: false, ..alive(0.0) }),
+            ("n3", Member { kinds: Kinds::default(), ..alive(0.0) }),
         ];
         roster.members(SECOND, members(&list), &mut out);
         for number in 0..50 {
-            roster.submit(SECOND, Ticket(number), "u".into(), &mut out);
+            roster.submit(SECOND, Ticket(number), fetch(), &mut out);
         }
         let mut counts = [0; 4];
         for (stream, _) in given(&mut out) {
@@ -427,6 +476,39 @@ mod tests {
     }
 
     #[test]
+    fn each_kind_goes_to_a_node_that_takes_it_and_holds_up_no_other() {
+        let (mut roster, mut out) = (Roster::new(10, 30 * SECOND, true), Vec::new());
+        let extract = || (Kind::Extract, Arc::from("u"));
+        // A node of an older version: nobody takes the other kind, and that is known at once.
+        roster.join(SECOND, "old", 0, (Kinds::of(["fetch"]), 1), &mut out);
+        roster.members(SECOND, members(&[("old", alive(0.0))]), &mut out);
+        roster.submit(SECOND, Ticket(1), extract(), &mut out);
+        assert!(matches!(out[..], [Effect::Ended { ticket: Ticket(1), ended: Ended::Nobody }]), "{out:?}");
+        out.clear();
+        roster.join(SECOND, "new", 1, (all_kinds(), 1), &mut out);
+        let both = [("old", Member { kinds: Kinds::of(["fetch"]), ..alive(0.0) }), ("new", alive(0.0))];
+        roster.members(SECOND, members(&both), &mut out);
+        for number in 2..5 {
+            roster.submit(SECOND, Ticket(number), extract(), &mut out);
+        }
+        roster.submit(SECOND, Ticket(5), fetch(), &mut out);
+        let given: Vec<(u64, Kind)> = out
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Give { stream, kind, .. } => Some((*stream, *kind)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(given, [(1, Kind::Extract), (0, Kind::Fetch)], "the page goes past what waits for the other node");
+        // The only one that takes it is not alive any more: after a while it is done without.
+        out.clear();
+        roster.members(SECOND, members(&[("old", both[0].1)]), &mut out);
+        roster.look(SECOND + PATIENCE, &mut out);
+        let nobody = |effect: &&Effect| matches!(effect, Effect::Ended { ended: Ended::Nobody, .. });
+        assert_eq!(out.iter().filter(nobody).count(), 2, "{out:?}");
+    }
+
+    #[test]
     fn no_more_nodes_are_busy_than_may_be_and_the_same_ones_go_on() {
         let mut out = Vec::new();
         let (mut roster, _) = roster(6, 2);
@@ -434,7 +516,7 @@ mod tests {
         let mut used = BTreeSet::new();
         for round in 0..20 {
             for number in 0..5 {
-                roster.submit(SECOND, Ticket(round * 10 + number), "u".into(), &mut out);
+                roster.submit(SECOND, Ticket(round * 10 + number), fetch(), &mut out);
             }
             loop {
                 let now = given(&mut out);
@@ -457,11 +539,11 @@ mod tests {
     fn without_nodes_it_is_said_at_once_and_what_is_too_slow_moves_on_but_not_for_ever() {
         let mut roster = Roster::new(10, 30 * SECOND, true);
         let mut out = Vec::new();
-        roster.submit(SECOND, Ticket(1), "u".into(), &mut out);
+        roster.submit(SECOND, Ticket(1), fetch(), &mut out);
         assert!(matches!(out[..], [Effect::Ended { ticket: Ticket(1), ended: Ended::Nobody }]));
         out.clear();
         let (mut roster, mut out) = self::roster(1, 1);
-        roster.submit(SECOND, Ticket(2), "u".into(), &mut out);
+        roster.submit(SECOND, Ticket(2), fetch(), &mut out);
         let mut now = SECOND;
         let mut attempts = given(&mut out).len();
         let ended = loop {
@@ -500,7 +582,7 @@ mod tests {
                 now += SECOND / 10;
                 match step {
                     0..=4 => {
-                        roster.submit(now, Ticket(next_ticket), "u".into(), &mut out);
+                        roster.submit(now, Ticket(next_ticket), fetch(), &mut out);
                         next_ticket += 1;
                     }
                     5..=8 => {
@@ -512,7 +594,7 @@ mod tests {
                     9 => roster.leave(now, stream_of[which as usize], &mut out),
                     10 => {
                         stream_of[which as usize] = next_stream;
-                        roster.join(now, &format!("n{which}"), next_stream, 3, &mut out);
+                        roster.join(now, &format!("n{which}"), next_stream, (all_kinds(), 3), &mut out);
                         next_stream += 1;
                     }
                     _ => roster.look(now, &mut out),

@@ -19,12 +19,11 @@ mod whereabouts;
 mod wire;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
 use drover_config::Config;
-use drover_service::pki::{Authority, IdentityHandle};
+use drover_service::pki::issue_own;
 use drover_service::{Context, Server};
 
 pub use files::{Answers, Asks, pool_dir};
@@ -37,15 +36,11 @@ use desk::Desk;
 /// The dispatcher's own name among the nodes of its instance. No node of a swarm has one without a slash.
 pub const NODE_ID: &str = "llm-dispatcher";
 
-/// How long the dispatcher's certificate is good; each start issues another one.
-const VALID_FOR: Duration = Duration::from_hours(24 * 365);
-
 /// Gives the dispatcher the identity by which nodes know it, before it binds, if nodes are to come at all.
 pub(crate) fn identify(config: &Config, ctx: &Context) -> anyhow::Result<()> {
     if config.worker.nodes_use_dispatcher() {
-        let issued = Authority::open_or_create(ctx.state()).and_then(|authority| authority.issue(NODE_ID, VALID_FOR));
-        let identity = issued.context("failed to make the identity by which nodes know the dispatcher")?;
-        ctx.use_identity(IdentityHandle::new(identity));
+        let issued = issue_own(ctx, NODE_ID);
+        ctx.use_identity(issued.context("failed to make the identity by which nodes know the dispatcher")?);
     }
     Ok(())
 }

@@ -43,6 +43,7 @@ pub use prices::{Listed, PriceError, Prices, per_million};
 pub use sim::{LABEL, Responder, Sim, SimSettings};
 pub use sse::{SseDecoder, SseError, SseEvent};
 pub use structured::{OutputSchema, SchemaError};
+pub use wire::read_answer;
 
 use crate::call::Provider;
 use transport::Transport;

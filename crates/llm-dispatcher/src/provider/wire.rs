@@ -148,10 +148,9 @@ pub(super) enum Unsent {
     Broken(io::Error),
 }
 
-/// A connection.
+/// What comes in of answers, as far as it was read. It knows no connection.
 #[derive(Debug)]
-pub(super) struct Wire {
-    stream: Stream,
+pub(super) struct Reading {
     /// What came in; what is before `from` was used.
     buffer: Vec<u8>,
     from: usize,
@@ -161,23 +160,30 @@ pub(super) struct Wire {
     max_head: usize,
 }
 
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Wire {
+    stream: Stream,
+    reading: Reading,
+}
+
 fn nonsense(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 impl Wire {
     pub(super) fn new(stream: Stream, max_head: usize) -> Self {
-        Self { stream, buffer: Vec::new(), from: 0, body: Body::None, lasting: true, max_head }
+        Self { stream, reading: Reading::new(max_head) }
     }
 
     /// Whether another request can be sent: the answer before was read to its end, and the other side has neither closed the
     /// connection nor sent what nobody asked for.
     pub(super) fn is_ready(&mut self) -> bool {
-        if self.body != Body::None || !self.lasting || self.from < self.buffer.len() {
+        if self.reading.body != Body::None || !self.reading.lasting || self.reading.from < self.reading.buffer.len() {
             return false;
         }
-        self.buffer.clear();
-        self.from = 0;
+        self.reading.buffer.clear();
+        self.reading.from = 0;
         let mut byte = [0];
         let mut into = ReadBuf::new(&mut byte);
         // Costs no call of the system while nothing has come in.
@@ -186,7 +192,7 @@ impl Wire {
 
     /// Sends a whole request.
     pub(super) async fn send(&mut self, request: &[u8]) -> Result<(), Unsent> {
-        self.lasting = true;
+        self.reading.lasting = true;
         let mut sent = 0;
         while sent < request.len() {
             let written = poll_fn(|cx| match self.stream.poll_write(cx, &request[sent..]) {
@@ -202,7 +208,7 @@ impl Wire {
             match written.await {
                 Ok(0) => {
                     // The answer is there before the request is: it is read, and the connection is no use afterwards.
-                    self.lasting = false;
+                    self.reading.lasting = false;
                     return Ok(());
                 }
                 Ok(count) => sent += count,
@@ -217,7 +223,7 @@ impl Wire {
     /// Waits for the head of the answer.
     pub(super) async fn head(&mut self) -> io::Result<Head> {
         loop {
-            if let Some(head) = self.parse_head()? {
+            if let Some(head) = self.reading.parse_head()? {
                 if !head.status.is_informational() {
                     return Ok(head);
                 }
@@ -226,13 +232,72 @@ impl Wire {
                 }
                 continue;
             }
-            if self.buffer.len() - self.from > self.max_head {
+            if self.reading.buffer.len() - self.reading.from > self.reading.max_head {
                 return Err(nonsense("the head of the answer is too large"));
             }
             if poll_fn(|cx| self.poll_fill(cx)).await? == 0 {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it was closed before there was an answer"));
             }
         }
+    }
+
+    /// The next piece of the body; `None` at its end.
+    pub(super) async fn piece(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            match self.reading.take()? {
+                Taken::Piece(piece) => return Ok(Some(piece)),
+                Taken::End => return Ok(None),
+                Taken::Nothing => {}
+            }
+            if poll_fn(|cx| self.poll_fill(cx)).await? == 0 {
+                if self.reading.body == Body::Close {
+                    self.reading.body = Body::None;
+                    self.reading.lasting = false;
+                    return Ok(None);
+                }
+                self.reading.lasting = false;
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it was closed in the middle of the answer"));
+            }
+        }
+    }
+
+    /// How long the rest of the body is, when that is known and all of it has come in already or fits in the buffer.
+    pub(super) fn remaining(&self) -> Option<u64> {
+        match self.reading.body {
+            Body::None => Some(0),
+            Body::Length(left) => Some(left),
+            _ => None,
+        }
+    }
+
+    /// Waits until so much of the body has come in, or its connection has ended; then it can be cut in one piece.
+    pub(super) async fn gather(&mut self, count: usize) -> io::Result<()> {
+        while self.reading.buffer.len() - self.reading.from < count {
+            if poll_fn(|cx| self.poll_fill(cx)).await? == 0 {
+                self.reading.lasting = false;
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it was closed in the middle of the answer"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what there is. 0 when the other side has closed.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.reading.from > 0 && self.reading.from == self.reading.buffer.len() {
+            self.reading.buffer.clear();
+            self.reading.from = 0;
+        } else if self.reading.from > ROOM {
+            self.reading.buffer.drain(..self.reading.from);
+            self.reading.from = 0;
+        }
+        self.reading.buffer.reserve(ROOM);
+        poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.reading.buffer)
+    }
+}
+
+impl Reading {
+    fn new(max_head: usize) -> Self {
+        Self { buffer: Vec::new(), from: 0, body: Body::None, lasting: true, max_head }
     }
 
     fn parse_head(&mut self) -> io::Result<Option<Head>> {
@@ -255,35 +320,6 @@ impl Wire {
         self.body = body;
         self.lasting &= lasting;
         Ok(Some(head))
-    }
-
-    /// The next piece of the body; `None` at its end.
-    pub(super) async fn piece(&mut self) -> io::Result<Option<Bytes>> {
-        loop {
-            match self.take()? {
-                Taken::Piece(piece) => return Ok(Some(piece)),
-                Taken::End => return Ok(None),
-                Taken::Nothing => {}
-            }
-            if poll_fn(|cx| self.poll_fill(cx)).await? == 0 {
-                if self.body == Body::Close {
-                    self.body = Body::None;
-                    self.lasting = false;
-                    return Ok(None);
-                }
-                self.lasting = false;
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it was closed in the middle of the answer"));
-            }
-        }
-    }
-
-    /// How long the rest of the body is, when that is known and all of it has come in already or fits in the buffer.
-    pub(super) fn remaining(&self) -> Option<u64> {
-        match self.body {
-            Body::None => Some(0),
-            Body::Length(left) => Some(left),
-            _ => None,
-        }
     }
 
     /// A piece of what has come in.
@@ -354,30 +390,38 @@ impl Wire {
         }
         piece
     }
+}
 
-    /// Waits until so much of the body has come in, or its connection has ended; then it can be cut in one piece.
-    pub(super) async fn gather(&mut self, count: usize) -> io::Result<()> {
-        while self.buffer.len() - self.from < count {
-            if poll_fn(|cx| self.poll_fill(cx)).await? == 0 {
-                self.lasting = false;
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it was closed in the middle of the answer"));
+/// Status and body of an answer that arrives in these pieces and then ends, as the client of the providers reads it; `None` when it is
+/// no whole answer. Public for fuzzing.
+pub fn read_answer<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<(u16, Vec<u8>)> {
+    const MAX_HEAD: usize = 64 << 10;
+    let mut reading = Reading::new(MAX_HEAD);
+    let (mut status, mut body) = (None, Vec::new());
+    for piece in pieces {
+        reading.buffer.extend_from_slice(piece);
+        while status.is_none() {
+            let Some(head) = reading.parse_head().ok()? else { break };
+            status = Some(head.status.as_u16()).filter(|_| !head.status.is_informational());
+            if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                return None;
             }
         }
-        Ok(())
-    }
-
-    /// Reads what there is. 0 when the other side has closed.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.from > 0 && self.from == self.buffer.len() {
-            self.buffer.clear();
-            self.from = 0;
-        } else if self.from > ROOM {
-            self.buffer.drain(..self.from);
-            self.from = 0;
+        if status.is_none() {
+            if reading.buffer.len() - reading.from > MAX_HEAD {
+                return None;
+            }
+            continue;
         }
-        self.buffer.reserve(ROOM);
-        poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer)
+        loop {
+            match reading.take().ok()? {
+                Taken::Piece(piece) => body.extend_from_slice(&piece),
+                Taken::End => return status.map(|status| (status, body)),
+                Taken::Nothing => break,
+            }
+        }
     }
+    status.filter(|_| reading.body == Body::Close).map(|status| (status, body))
 }
 
 /// How a body ends, and whether its connection lasts longer than it.

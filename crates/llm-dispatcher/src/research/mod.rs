@@ -1,6 +1,7 @@
-//! Finding something out about many subjects at once: search, fetch, analyze.
+//! Finding something out about many subjects at once: search, fetch, analyze, or the phases that a plan names.
 //!
-//! Each subject goes its own way through the three steps and waits for no other; `width` of them are on their way at a time.
+//! Each subject goes its own way through the phases and waits for no other, unless a phase has a barrier; `width` steps are under
+//! way at a time. What may run when is decided by [`crate::core::Graph`].
 //! Whatever is found travels with its subject from the query to the answer, so a search that fails leaves a hole where it
 //! failed and shifts nothing. An answer that rests on no source is an answer all the same, and is marked.
 //!
@@ -13,6 +14,7 @@
 
 pub(crate) mod detail;
 mod fence;
+mod phases;
 mod pipeline;
 mod pooled;
 mod remote;
@@ -27,7 +29,12 @@ use crate::core::Kind;
 use crate::fetch::{FetchError, Fetcher, Page};
 use crate::search::SearchBackend;
 
+pub(crate) use fence::{ABOUT_DATA, beginning};
 pub use fence::{fence, flags};
+pub(crate) use phases::check;
+#[cfg(test)]
+pub(crate) use phases::{LONGEST_PROMPT, MOST_PHASES};
+pub use phases::{Phase, Step, usual};
 pub use pipeline::{ResearchSettings, Researcher};
 pub(crate) use pooled::Pooled;
 pub use remote::{Listener, Remote};
@@ -39,6 +46,8 @@ pub struct Request {
     pub subjects: Vec<String>,
     /// What about them; empty for an overview.
     pub topic: String,
+    /// What becomes of each; none for the usual ones.
+    pub phases: Vec<Phase>,
 }
 
 /// Reading a page.
@@ -97,6 +106,8 @@ pub struct Told {
     pub attempts: u32,
     /// The answer is made up.
     pub simulated: bool,
+    /// How long it took, waiting for its turn not counted.
+    pub busy: Duration,
 }
 
 /// How asking a model ended.
@@ -207,6 +218,8 @@ pub struct Finding {
     pub started: Duration,
     /// When it was done, likewise.
     pub ended: Duration,
+    /// What its steps took, one after another, without waiting for their turn.
+    pub busy: Duration,
 }
 
 impl Finding {

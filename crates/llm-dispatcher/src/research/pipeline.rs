@@ -1,14 +1,18 @@
 //! The way of each subject, and many of them at once.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 
-use super::fence::{ABOUT_DATA, fence, flags};
+use super::fence::{ABOUT_DATA, beginning, fence, flags};
+use super::phases::{Phase, Step, usual};
 use super::{Ask, Finding, Grounding, Miss, Model, Outcome, Pages, Request, SearchBackend, Source};
-use crate::core::Kind;
+use crate::core::{Graph, Kind, NodeId, PhaseSpec, TaskId, Yield, pipeline};
 use crate::fetch::sha256;
 use crate::search::{Citation, Found, GroundedAnswer, Hit, Query, SearchError};
 
@@ -65,6 +69,26 @@ struct Material {
     grounding: Option<Grounding>,
 }
 
+/// The way of one subject. Everything it finds travels with it: nothing is looked up by place in a shared list.
+#[derive(Debug)]
+struct Way {
+    finding: Finding,
+    hits: Vec<Hit>,
+    material: Material,
+    /// What a model has taken from the material.
+    notes: Option<String>,
+    /// The engine answered by itself; there is nothing left to do.
+    answered: bool,
+}
+
+/// A step that is over.
+struct Over {
+    task: TaskId,
+    way: Box<Way>,
+    came: Yield,
+    last: bool,
+}
+
 impl Researcher {
     /// Puts the steps together.
     pub fn new(
@@ -80,81 +104,114 @@ impl Researcher {
     /// the order of the request, one finding for each subject.
     pub async fn run(&self, request: &Request, mut found: impl FnMut(&Finding)) -> Vec<Finding> {
         let began = Instant::now();
-        let subjects = request.subjects.iter().enumerate();
-        let ways: Vec<_> = subjects.map(|(index, subject)| self.way(index, subject, &request.topic, began)).collect();
+        let usual = usual();
+        let phases = if request.phases.is_empty() { &usual } else { &request.phases };
+        let specs: Vec<PhaseSpec> = phases.iter().map(Phase::spec).collect();
+        let count = u32::try_from(request.subjects.len()).unwrap_or(u32::MAX);
+        let mut ways: Vec<Option<Box<Way>>> = request
+            .subjects
+            .iter()
+            .enumerate()
+            .map(|(index, subject)| Some(Box::new(Way::new(index + 1, subject))))
+            .collect();
+        let mut graph = match Graph::new(pipeline(count, &specs, false)) {
+            Ok(graph) => graph,
+            Err(error) => {
+                let failed = |way: Box<Way>| Finding { outcome: Outcome::Failed(error.to_string()), ..way.finding };
+                return ways.into_iter().flatten().map(failed).collect();
+            }
+        };
         let mut done: Vec<Option<Finding>> = vec![None; request.subjects.len()];
-        let mut under_way = futures::stream::iter(ways).buffer_unordered(self.settings.width.max(1));
-        while let Some(finding) = under_way.next().await {
-            found(&finding);
-            let place = finding.id - 1;
-            done[place] = Some(finding);
+        // Who has come furthest goes first, so that answers come as early as they can.
+        let mut ready: BTreeSet<(Reverse<u16>, u32, NodeId)> = BTreeSet::new();
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while let Some(node) = graph.next_ready() {
+                let place = graph.spec(node).and_then(|spec| Some((Reverse(spec.phase), spec.subject?, node)));
+                ready.extend(place);
+            }
+            while under_way.len() < self.settings.width.max(1)
+                && let Some((Reverse(phase), subject, node)) = ready.pop_first()
+            {
+                let task = TaskId(node.0.into());
+                graph.started(node, task);
+                // Each way is at one place at a time.
+                let Some(way) = ways[subject as usize].take() else { continue };
+                under_way.push(self.step(task, way, phases, usize::from(phase), &request.topic, began));
+            }
+            let Some(Over { task, way, came, last }) = under_way.next().await else { break };
+            graph.finished(task, came);
+            let place = way.finding.id - 1;
+            if last {
+                found(&way.finding);
+                done[place] = Some(way.finding);
+            } else {
+                ways[place] = Some(way);
+            }
         }
         done.into_iter().flatten().collect()
     }
 
-    /// The same with its times.
-    fn way<'a>(&'a self, index: usize, subject: &'a str, topic: &'a str, began: Instant) -> BoxFuture<'a, Finding> {
+    /// One phase of one subject, with its times.
+    fn step<'a>(
+        &'a self,
+        task: TaskId,
+        mut way: Box<Way>,
+        phases: &'a [Phase],
+        at: usize,
+        topic: &'a str,
+        began: Instant,
+    ) -> BoxFuture<'a, Over> {
         Box::pin(async move {
-            let started = began.elapsed();
-            let mut finding = self.one(index + 1, subject, topic).await;
-            (finding.started, finding.ended) = (started, began.elapsed());
-            finding
+            if at == 0 {
+                way.finding.started = began.elapsed();
+            }
+            let last = at + 1 == phases.len();
+            let phase = &phases[at];
+            let came = match phase.kind {
+                _ if way.answered => Yield::Result,
+                Step::Search => self.look(&mut way, phase, topic).await,
+                Step::Fetch => self.read(&mut way).await,
+                Step::Extract | Step::Analyze if last => self.judge(&mut way, phase, topic).await,
+                Step::Extract | Step::Analyze => self.note(&mut way, phase, at, topic).await,
+            };
+            if last {
+                way.finding.ended = began.elapsed();
+            }
+            Over { task, way, came, last }
         })
     }
 
-    /// The way of one subject. Everything it finds is its own: nothing is looked up by place in a shared list.
-    async fn one(&self, id: usize, subject: &str, topic: &str) -> Finding {
-        let mut finding = Finding {
-            id,
-            subject: subject.to_owned(),
-            outcome: Outcome::default(),
-            grounding: Grounding::None,
-            sources: Vec::new(),
-            misses: Vec::new(),
-            provider: String::new(),
-            model: String::new(),
-            attempts: 0,
-            cost_pico_usd: 0,
-            unpriced: 0,
-            simulated: false,
-            started: Duration::ZERO,
-            ended: Duration::ZERO,
-        };
-        let material = match self.look(subject, topic, &mut finding).await {
-            Some(Found::Answer(answer)) => {
-                answered(answer, &mut finding);
-                return finding;
-            }
-            Some(Found::Hits(hits)) => self.read(&hits, &mut finding).await,
-            None => Material::default(),
-        };
-        finding.grounding = material.grounding.unwrap_or(Grounding::None);
-        finding.sources = material.sources;
-        let told = self.model.ask(self.question(id, subject, topic, &material.text)).await;
-        finding.cost_pico_usd = finding.cost_pico_usd.saturating_add(told.cost_pico_usd);
-        (finding.outcome, finding.provider, finding.model) = (told.outcome, told.provider, told.model);
-        (finding.attempts, finding.simulated) = (told.attempts, told.simulated);
-        if finding.answer().is_none() {
-            // There is nothing that could rest on them.
-            finding.grounding = Grounding::None;
-        }
-        finding
-    }
-
     /// Searches, once more when the engine failed in passing.
-    async fn look(&self, subject: &str, topic: &str, finding: &mut Finding) -> Option<Found> {
-        let settings = &self.settings;
-        let text = if topic.is_empty() { subject.to_owned() } else { format!("{subject} {topic}") };
+    async fn look(&self, way: &mut Way, phase: &Phase, topic: &str) -> Yield {
+        let (settings, finding) = (&self.settings, &mut way.finding);
+        let about = if phase.prompt.is_empty() { topic } else { phase.prompt.as_str() };
+        let subject = &finding.subject;
+        let text = if about.is_empty() { subject.clone() } else { format!("{subject} {about}") };
+        let began = Instant::now();
         let query = Query { text, count: settings.hits, limit: settings.search_limit };
         let mut again = true;
         loop {
             match self.search.search(&query).await {
                 Ok(result) => {
+                    finding.busy += began.elapsed();
                     match result.cost_pico_usd {
                         Some(cost) => finding.cost_pico_usd = finding.cost_pico_usd.saturating_add(cost),
                         None => finding.unpriced += result.charged,
                     }
-                    return Some(result.found);
+                    match result.found {
+                        Found::Answer(answer) => {
+                            answered(answer, finding);
+                            way.answered = true;
+                        }
+                        Found::Hits(hits) if hits.is_empty() => {
+                            let what = finding.subject.clone();
+                            finding.misses.push(Miss { step: Kind::Search, what, why: "no hits".to_owned() });
+                            return Yield::Nothing;
+                        }
+                        Found::Hits(hits) => way.hits = hits,
+                    }
+                    return Yield::Result;
                 }
                 Err(error) => {
                     let pause = match &error {
@@ -164,7 +221,8 @@ impl Researcher {
                     let retry = again && error.is_passing() && pause <= settings.search_limit;
                     finding.misses.push(Miss { step: Kind::Search, what: query.text.clone(), why: error.to_string() });
                     if !retry {
-                        return None;
+                        finding.busy += began.elapsed();
+                        return Yield::Failed;
                     }
                     again = false;
                     if !pause.is_zero() {
@@ -175,46 +233,87 @@ impl Researcher {
         }
     }
 
-    /// Reads the first hit that can be read; else what the engine showed of them has to do.
-    async fn read(&self, hits: &[Hit], finding: &mut Finding) -> Material {
-        if hits.is_empty() {
-            let what = finding.subject.clone();
-            finding.misses.push(Miss { step: Kind::Search, what, why: "no hits".to_owned() });
+    /// Reads the first hit that can be read.
+    async fn read(&self, way: &mut Way) -> Yield {
+        if way.hits.is_empty() {
+            return Yield::Nothing;
         }
-        for hit in hits.iter().take(self.settings.pages) {
+        for hit in way.hits.iter().take(self.settings.pages) {
             let missed = |why: String| Miss { step: Kind::Fetch, what: hit.url.clone(), why };
-            match self.pages.read(&hit.url).await {
+            let began = Instant::now();
+            let read = self.pages.read(&hit.url).await;
+            // A page says itself how long it took, wherever it was read.
+            way.finding.busy += read.as_ref().map_or_else(|_| began.elapsed(), |page| page.elapsed);
+            match read {
                 Ok(page) if page.text.chars().count() < self.settings.least_chars => {
-                    finding.misses.push(missed("the page has hardly any text".to_owned()));
+                    way.finding.misses.push(missed("the page has hardly any text".to_owned()));
                 }
                 Ok(page) => {
                     let (text, cut) = beginning(&page.text, self.settings.page_chars);
                     let title = page.title.unwrap_or_else(|| hit.title.clone());
                     let source = source(&page.url, &title, text, cut || page.truncated);
-                    let fenced = fence(&source.url, &source.title, text);
-                    return Material { text: fenced, sources: vec![source], grounding: Some(Grounding::Page) };
+                    let text = fence(&source.url, &source.title, text);
+                    way.material = Material { text, sources: vec![source], grounding: Some(Grounding::Page) };
+                    return Yield::Result;
                 }
-                Err(error) => finding.misses.push(missed(error.to_string())),
+                Err(error) => way.finding.misses.push(missed(error.to_string())),
             }
         }
-        let shown = hits.iter().filter(|hit| !hit.snippet.trim().is_empty());
-        let mut material = Material::default();
-        for hit in shown {
-            let (text, cut) = beginning(&hit.snippet, 1000);
-            let source = source(&hit.url, &hit.title, text, cut);
-            material.text.push_str(&fence(&source.url, &source.title, text));
-            material.text.push('\n');
-            material.sources.push(source);
-            material.grounding = Some(Grounding::Snippets);
-        }
-        material
+        Yield::Failed
     }
 
-    fn question(&self, id: usize, subject: &str, topic: &str, material: &str) -> Ask {
-        let about = if topic.is_empty() {
-            "Give a short, factual overview of the subject."
-        } else {
-            "Answer for this subject only."
+    /// Has a model take what the next phase needs. When it cannot, the next one works on what there is.
+    async fn note(&self, way: &mut Way, phase: &Phase, at: usize, topic: &str) -> Yield {
+        let id = format!("{}-{}-{}", phase.kind.kind().as_str(), way.finding.id, at + 1);
+        match self.ask(way, phase, topic, id).await {
+            Outcome::Answered(text) => {
+                way.notes = Some(beginning(&text, self.settings.page_chars).0.to_owned());
+                Yield::Result
+            }
+            Outcome::Blocked(why) | Outcome::Failed(why) => {
+                let what = way.finding.subject.clone();
+                way.finding.misses.push(Miss { step: phase.kind.kind(), what, why });
+                Yield::Failed
+            }
+        }
+    }
+
+    /// Has a model give the answer.
+    async fn judge(&self, way: &mut Way, phase: &Phase, topic: &str) -> Yield {
+        let id = format!("{}-{}", phase.kind.kind().as_str(), way.finding.id);
+        way.finding.outcome = self.ask(way, phase, topic, id).await;
+        way.finding.sources = std::mem::take(&mut way.material.sources);
+        // Without an answer there is nothing that could rest on them.
+        let answer = way.finding.answer().is_some();
+        way.finding.grounding = way.material.grounding.filter(|_| answer).unwrap_or(Grounding::None);
+        if answer { Yield::Result } else { Yield::Failed }
+    }
+
+    async fn ask(&self, way: &mut Way, phase: &Phase, topic: &str, id: String) -> Outcome {
+        if way.material.grounding.is_none() {
+            // What the engine showed of the pages has to do.
+            way.material = of_snippets(&way.hits);
+        }
+        let urls: Vec<&str> = way.material.sources.iter().map(|source| source.url.as_str()).collect();
+        let notes = way.notes.as_ref().filter(|_| way.material.grounding.is_some());
+        let notes = notes.map(|notes| fence(&urls.join(" "), "notes on the sources", notes));
+        let material = notes.as_ref().unwrap_or(&way.material.text);
+        let told = self.model.ask(self.question(id, &way.finding.subject, phase, topic, material)).await;
+        let finding = &mut way.finding;
+        finding.cost_pico_usd = finding.cost_pico_usd.saturating_add(told.cost_pico_usd);
+        (finding.provider, finding.model) = (told.provider, told.model);
+        finding.attempts += told.attempts;
+        finding.simulated |= told.simulated;
+        finding.busy += told.busy;
+        told.outcome
+    }
+
+    fn question(&self, id: String, subject: &str, phase: &Phase, topic: &str, material: &str) -> Ask {
+        let about = match (phase.prompt.as_str(), phase.kind, topic.is_empty()) {
+            ("", Step::Extract, _) => "List what the data says about it: facts only, in short sentences.",
+            ("", _, true) => "Give a short, factual overview of the subject.",
+            ("", _, false) => "Answer for this subject only.",
+            (asked, ..) => asked,
         };
         let topic = if topic.is_empty() { String::new() } else { format!("Topic: {topic}\n") };
         let (rules, data) = if material.is_empty() {
@@ -230,14 +329,51 @@ impl Researcher {
             )
         };
         Ask {
-            id: format!("analyze-{id}"),
-            kind: Kind::Analyze,
+            id,
+            kind: phase.kind.kind(),
             system: format!("You are one of many research workers; each has one subject. {rules}"),
             prompt: format!("Subject: {subject}\n{topic}{about}\n{data}"),
             max_tokens: self.settings.max_tokens,
             schema: None,
         }
     }
+}
+
+impl Way {
+    fn new(id: usize, subject: &str) -> Self {
+        let finding = Finding {
+            id,
+            subject: subject.to_owned(),
+            outcome: Outcome::default(),
+            grounding: Grounding::None,
+            sources: Vec::new(),
+            misses: Vec::new(),
+            provider: String::new(),
+            model: String::new(),
+            attempts: 0,
+            cost_pico_usd: 0,
+            unpriced: 0,
+            simulated: false,
+            started: Duration::ZERO,
+            ended: Duration::ZERO,
+            busy: Duration::ZERO,
+        };
+        Self { finding, hits: Vec::new(), material: Material::default(), notes: None, answered: false }
+    }
+}
+
+/// What an engine shows of pages.
+fn of_snippets(hits: &[Hit]) -> Material {
+    let mut material = Material::default();
+    for hit in hits.iter().filter(|hit| !hit.snippet.trim().is_empty()) {
+        let (text, cut) = beginning(&hit.snippet, 1000);
+        let source = source(&hit.url, &hit.title, text, cut);
+        material.text.push_str(&fence(&source.url, &source.title, text));
+        material.text.push('\n');
+        material.sources.push(source);
+        material.grounding = Some(Grounding::Snippets);
+    }
+    material
 }
 
 /// An answer that came with its sources.
@@ -264,13 +400,5 @@ fn source(url: &str, title: &str, text: &str, truncated: bool) -> Source {
         chars: text.chars().count(),
         truncated,
         flags: flags(text),
-    }
-}
-
-/// The first characters of a text, and whether there were more.
-fn beginning(text: &str, chars: usize) -> (&str, bool) {
-    match text.char_indices().nth(chars) {
-        Some((end, _)) => (&text[..end], true),
-        None => (text, false),
     }
 }

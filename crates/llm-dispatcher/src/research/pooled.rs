@@ -57,7 +57,15 @@ impl Model for Pooled {
             (Status::Blocked, _) => Outcome::Blocked(done.error),
             _ => Outcome::Failed(done.error),
         };
-        Told { outcome, provider, model, cost_pico_usd: done.cost.pico(), attempts: done.attempts, simulated }
+        Told {
+            outcome,
+            provider,
+            model,
+            cost_pico_usd: done.cost.pico(),
+            attempts: done.attempts,
+            simulated,
+            busy: done.busy,
+        }
     }
 }
 

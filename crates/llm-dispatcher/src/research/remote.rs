@@ -2,8 +2,8 @@
 //! reading go there too, so that they count in its limits and in its ledger, and can be done where there are workers for them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use drover_proto::dispatch as pb;
@@ -17,7 +17,7 @@ use tonic::{Status, Streaming};
 
 use super::{Ask, Model, Outcome, Pages, Told, detail};
 use crate::core::Kind;
-use crate::fetch::{FetchError, Page};
+use crate::fetch::{FetchError, Page, sha256};
 use crate::search::{Query, SearchBackend, SearchError, SearchResult};
 
 /// Tasks that may wait to be sent.
@@ -27,8 +27,8 @@ const QUEUE: usize = 64;
 #[derive(Debug)]
 pub struct Remote {
     state: Mutex<State>,
-    /// Numbers searches and pages.
-    errands: AtomicU64,
+    /// How often each search was made and each page asked for.
+    errands: Mutex<HashMap<String, u64>>,
 }
 
 #[derive(Debug)]
@@ -55,13 +55,13 @@ impl Remote {
         open: pb::OpenRun,
     ) -> Result<(Arc<Self>, Listener), Status> {
         let (tasks, requests) = mpsc::channel(QUEUE);
-        let open = pb::OpenRun { unordered: true, ..open };
+        let open = pb::OpenRun { unordered: true, any_order: true, ..open };
         let first = pb::DispatchRequest { request: Some(pb::dispatch_request::Request::Open(open)) };
         // There is room: it is the first.
         tasks.try_send(first).map_err(|_| Status::internal("the queue of a new run is full"))?;
         let answers = client.dispatch(ReceiverStream::new(requests)).await?.into_inner();
         let state = State { tasks: Some(tasks), waiting: HashMap::new(), over: None };
-        let remote = Arc::new(Self { state: Mutex::new(state), errands: AtomicU64::new(1) });
+        let remote = Arc::new(Self { state: Mutex::new(state), errands: Mutex::default() });
         Ok((Arc::clone(&remote), Listener { remote, answers }))
     }
 
@@ -109,14 +109,28 @@ impl Remote {
         // With this one gone, closing the run closes the stream.
         drop(tasks);
         let gone = || self.locked().over.clone().unwrap_or_else(|| "the dispatcher went away".to_owned());
-        coming.await.map_err(|_| gone())
+        let mut result = coming.await.map_err(|_| gone())?;
+        if result.resumed || result.cached {
+            // Nothing was done for it now: it took no time, and an earlier part of the run has paid for it.
+            result.started_ms = result.ended_ms;
+            result.cost_pico_usd = 0;
+        }
+        Ok(result)
     }
 
-    /// Has a page read or a search made; gives its text, what is known beside it, and what it cost.
-    async fn errand(&self, kind: Kind, prompt: &str, url: &str) -> Result<(String, Value, u128), String> {
-        let number = self.errands.fetch_add(1, Ordering::Relaxed);
+    /// Has a page read or a search made; gives its result, and what is known beside it.
+    async fn errand(&self, kind: Kind, prompt: &str, url: &str) -> Result<(pb::TaskResult, Value), String> {
+        // Named by what is asked and not by when, so that a run which is resumed finds what was answered, whatever its order.
+        let mut what = sha256(&format!("{prompt}\0{url}"));
+        what.truncate(16);
+        let number = {
+            let mut errands = self.errands.lock().unwrap_or_else(PoisonError::into_inner);
+            let times = errands.entry(format!("{}-{what}", kind.as_str())).or_default();
+            *times += 1;
+            *times
+        };
         let task = pb::Task {
-            id: format!("{}-{number}", kind.as_str()),
+            id: format!("{}-{what}-{number}", kind.as_str()),
             prompt: prompt.to_owned(),
             url: url.to_owned(),
             kind: kind.as_str().to_owned(),
@@ -128,7 +142,7 @@ impl Remote {
         }
         let detail = serde_json::from_str(&result.detail)
             .map_err(|_| "the dispatcher is of another version: drover down, and again".to_owned())?;
-        Ok((result.output, detail, u128::from(result.cost_pico_usd)))
+        Ok((result, detail))
     }
 }
 
@@ -154,9 +168,11 @@ impl Model for Remote {
 #[async_trait]
 impl Pages for Remote {
     async fn read(&self, url: &str) -> Result<Page, FetchError> {
-        let (text, detail, _) = self.errand(Kind::Fetch, "", url).await.map_err(FetchError::Elsewhere)?;
+        let (result, detail) = self.errand(Kind::Fetch, "", url).await.map_err(FetchError::Elsewhere)?;
         let odd = || FetchError::Elsewhere("the dispatcher described no page".to_owned());
-        detail::page(text, &detail).ok_or_else(odd)
+        let (again, text) = (result.resumed, result.output);
+        let page = detail::page(text, &detail).ok_or_else(odd)?;
+        Ok(if again { Page { elapsed: Duration::ZERO, ..page } } else { page })
     }
 }
 
@@ -171,9 +187,9 @@ impl SearchBackend for Remote {
     }
 
     async fn search(&self, query: &Query) -> Result<SearchResult, SearchError> {
-        let (_, detail, cost) = self.errand(Kind::Search, &query.text, "").await.map_err(SearchError::Elsewhere)?;
+        let (result, detail) = self.errand(Kind::Search, &query.text, "").await.map_err(SearchError::Elsewhere)?;
         let odd = || SearchError::Elsewhere("the dispatcher described no search".to_owned());
-        detail::search(&detail, cost).ok_or_else(odd)
+        detail::search(&detail, u128::from(result.cost_pico_usd)).ok_or_else(odd)
     }
 }
 
@@ -191,6 +207,7 @@ fn told(result: pb::TaskResult) -> Told {
         cost_pico_usd: u128::from(result.cost_pico_usd),
         attempts: result.attempts,
         simulated: result.simulated,
+        busy: Duration::from_millis(result.ended_ms.saturating_sub(result.started_ms)),
     }
 }
 

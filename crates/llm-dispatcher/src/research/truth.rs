@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::{Ask, Grounding, Model, Outcome, Pages, Request, ResearchSettings, Researcher, Told, flags};
+use super::{Ask, Grounding, Model, Outcome, Pages, Phase, Request, ResearchSettings, Researcher, Step, Told, flags};
 use crate::core::Kind;
 use crate::fetch::{FetchError, Page, sha256};
 use crate::search::{Citation, Found, GroundedAnswer, Hit, Off, Query, SearchBackend, SearchError, SearchResult};
@@ -134,7 +134,15 @@ impl Model for World {
             1 if self.faults > 0.0 => Outcome::Blocked("safety".into()),
             _ => Outcome::Answered(format!("answer to {}", ask.prompt.lines().next().unwrap_or_default())),
         };
-        Told { outcome, provider: "world".into(), model: "m".into(), cost_pico_usd: 7, attempts: 1, simulated: true }
+        Told {
+            outcome,
+            provider: "world".into(),
+            model: "m".into(),
+            cost_pico_usd: 7,
+            attempts: 1,
+            simulated: true,
+            ..Told::default()
+        }
     }
 }
 
@@ -157,7 +165,7 @@ async fn check(seed: u64) -> (usize, usize) {
         .map(|_| format!("s{}-{}", rng.random_range(0..4), rng.random_range(0..12)))
         .collect();
     let topic = if rng.random_bool(0.5) { "wool" } else { "" };
-    let request = Request { subjects: subjects.clone(), topic: topic.into() };
+    let request = Request { subjects: subjects.clone(), topic: topic.into(), phases: Vec::new() };
     let mut heard = Vec::new();
     let findings = researcher(&world, rng.random_range(1..8)).run(&request, |finding| heard.push(finding.id)).await;
 
@@ -237,7 +245,7 @@ async fn without_an_engine_every_answer_is_marked_as_resting_on_nothing() {
     let world = World::new(1, 0.0);
     let settings = ResearchSettings::default();
     let researcher = Researcher::new(Arc::new(Off), Arc::clone(&world) as _, Arc::clone(&world) as _, settings);
-    let request = Request { subjects: vec!["a".into(), "b".into()], topic: String::new() };
+    let request = Request { subjects: vec!["a".into(), "b".into()], topic: String::new(), phases: Vec::new() };
     for finding in researcher.run(&request, |_| ()).await {
         assert!(!finding.is_grounded() && finding.sources.is_empty() && finding.answer().is_some());
         assert_eq!((finding.misses[0].step, finding.cost_pico_usd), (Kind::Search, 7));
@@ -277,7 +285,8 @@ async fn subjects_do_not_wait_for_each_other() {
         Arc::clone(&world) as _,
         ResearchSettings::default(),
     );
-    let request = Request { subjects: vec!["first".into(), "second".into()], topic: String::new() };
+    let two = vec!["first".into(), "second".into()];
+    let request = Request { subjects: two, topic: String::new(), phases: Vec::new() };
     let mut order = Vec::new();
     let findings = researcher
         .run(&request, |finding| {
@@ -287,4 +296,78 @@ async fn subjects_do_not_wait_for_each_other() {
         .await;
     assert_eq!(order, [2, 1]);
     assert_eq!((findings[0].subject.as_str(), findings[0].unpriced), ("first", 1));
+}
+
+/// Notes who was under way in which phase, and lets the first search end only when it is told to.
+#[derive(Debug)]
+struct Stages {
+    first: tokio::sync::Semaphore,
+    began: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl SearchBackend for Stages {
+    fn name(&self) -> &'static str {
+        "stages"
+    }
+    fn worst_case_pico_usd(&self) -> Option<u128> {
+        None
+    }
+    async fn search(&self, query: &Query) -> Result<SearchResult, SearchError> {
+        if query.text == "first" {
+            let _let_go = self.first.acquire().await;
+        }
+        self.began.lock().unwrap().push(format!("{} found", query.text));
+        let hit = Hit { url: format!("https://{}.example/", query.text), ..Hit::default() };
+        Ok(SearchResult { found: Found::Hits(vec![hit]), charged: 1, cost_pico_usd: None })
+    }
+}
+
+#[async_trait]
+impl Model for Stages {
+    async fn ask(&self, ask: Ask) -> Told {
+        self.began.lock().unwrap().push(ask.id.clone());
+        if ask.id == "analyze-2" {
+            self.first.add_permits(1);
+        }
+        let said = if ask.kind == Kind::Extract { "the notes" } else { ask.prompt.as_str() };
+        Told { outcome: Outcome::Answered(said.to_owned()), attempts: 1, ..Told::default() }
+    }
+}
+
+/// Two subjects through search, fetch, extract and analyze; what began in which order.
+async fn staged(barrier: bool) -> (Vec<String>, Vec<super::Finding>) {
+    let stages = Arc::new(Stages { first: tokio::sync::Semaphore::new(0), began: Mutex::default() });
+    if barrier {
+        // Nothing would ever be asked otherwise: that is what a barrier is.
+        stages.first.add_permits(1);
+    }
+    let world = World::new(1, 0.0);
+    let settings = ResearchSettings { least_chars: 1, ..ResearchSettings::default() };
+    let researcher = Researcher::new(Arc::clone(&stages) as _, world, Arc::clone(&stages) as _, settings);
+    let mut phases = [Step::Search, Step::Fetch, Step::Extract, Step::Analyze].map(Phase::of);
+    phases[2].barrier = barrier;
+    let two = vec!["first".into(), "second".into()];
+    let findings =
+        researcher.run(&Request { subjects: two, topic: String::new(), phases: phases.to_vec() }, |_| ()).await;
+    let began = stages.began.lock().unwrap().clone();
+    (began, findings)
+}
+
+#[tokio::test]
+async fn the_last_phase_of_one_subject_begins_before_the_first_of_another_ends_unless_a_barrier_is_asked_for() {
+    let (began, findings) = staged(false).await;
+    // The first search ends only when the second subject is being analyzed.
+    assert_eq!(began, ["second found", "extract-2-3", "analyze-2", "first found", "extract-1-3", "analyze-1"]);
+    for finding in &findings {
+        assert_eq!((finding.grounding, finding.attempts), (Grounding::Page, 2), "{finding:?}");
+        // What was taken from the page is what is judged, and it is its source all the same.
+        let answer = finding.answer().unwrap();
+        assert!(answer.contains("the notes") && answer.contains("=== BEGIN DATA") && !answer.contains("This page of"));
+        assert!(finding.sources[0].url.contains(&finding.subject), "{finding:?}");
+    }
+    let (began, _) = staged(true).await;
+    let place = |what: &str| began.iter().position(|began| began == what).unwrap();
+    let searches = place("first found").max(place("second found"));
+    assert!(searches < place("extract-1-3").min(place("extract-2-3")), "{began:?}");
 }

@@ -34,7 +34,7 @@ pub struct Query {
 }
 
 /// A page that might say something about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hit {
     /// Its title, as the engine tells it.
     pub title: String,

@@ -19,9 +19,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use drover_proto::dispatch::{self as pb, dispatch_request, dispatch_response};
 use drover_proto::status_of;
-use drover_service::now_us;
+use drover_service::guard::{Guard, put};
+use drover_service::{Caller, now_us};
 use drover_types::{ErrorCode, Failure};
 use prost::Message as _;
+use serde_json::{Map, Value};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -51,10 +53,38 @@ const NOT_CONFIGURED: &str = "`drover setup` sets a provider up; or add a node_s
 
 type Answers = mpsc::Sender<Result<pb::DispatchResponse, Status>>;
 
+/// Who began a run, and where that is written down.
+pub(crate) struct Scribe {
+    pub(crate) guard: Arc<Guard>,
+    pub(crate) caller: Caller,
+}
+
 /// Serves one run from its first request to its summary.
-pub(crate) async fn serve(service: Arc<Service>, requests: Streaming<pb::DispatchRequest>, answers: Answers) {
+pub(crate) async fn serve(
+    service: Arc<Service>,
+    scribe: Scribe,
+    mut requests: Streaming<pb::DispatchRequest>,
+    answers: Answers,
+) {
     let stop = CancellationToken::new();
-    if let Err(failure) = run(&service, requests, &answers, &stop).await {
+    let done = async {
+        let open = opening(&mut requests).await?;
+        service.may_dispatch()?;
+        let mut asked = Map::new();
+        for (name, value) in
+            [("run_id", &open.run_id), ("source", &open.source), ("provider", &open.provider), ("model", &open.model)]
+        {
+            put(&mut asked, name, value);
+        }
+        asked.insert("resume".to_owned(), open.resume.into());
+        let taken = scribe.guard.take(&scribe.caller, "dispatch", &asked).await?;
+        taken.on_disk().await;
+        let mut told = Map::new();
+        let ended = run(&service, open, requests, &answers, &stop, &mut told).await;
+        taken.answered(ended.as_ref().err().map(|failure| failure.code), told).await;
+        ended
+    };
+    if let Err(failure) = done.await {
         // Nobody may be there to hear it.
         let _ = answers.send(Err(status_of(&failure))).await;
     }
@@ -62,15 +92,16 @@ pub(crate) async fn serve(service: Arc<Service>, requests: Streaming<pb::Dispatc
 
 async fn run(
     service: &Arc<Service>,
-    mut requests: Streaming<pb::DispatchRequest>,
+    open: pb::OpenRun,
+    requests: Streaming<pb::DispatchRequest>,
     answers: &Answers,
     stop: &CancellationToken,
+    told: &mut Map<String, Value>,
 ) -> Result<(), Failure> {
-    let open = opening(&mut requests).await?;
-    service.may_dispatch()?;
     let named = |text: &String| Some(text.as_str()).filter(|text| !text.is_empty()).map(str::to_owned);
     let chain = service.pool.chain(named(&open.provider).as_deref(), named(&open.model).as_deref())?;
     let opened = begin(service, &open, stop).await?;
+    put(told, "run_id", &opened.name);
     let limit = service.settings.scaling.limits.max_concurrent_api.min(service.settings.scaling.limits.max_nodes);
     let width = if open.concurrency == 0 { limit } else { open.concurrency.min(limit) };
     let first = chain.first();
@@ -83,7 +114,7 @@ async fn run(
         answered: opened.answered,
     };
     let room = width.saturating_mul(ROOM_FOR_EACH).clamp(LEAST_ROOM, MOST_ROOM) as usize;
-    let (tell, told) = mpsc::channel(room + TOGETHER);
+    let (tell, results) = mpsc::channel(room + TOGETHER);
     let mut session = Session {
         service: Arc::clone(service),
         client: service.pool.client(open.weight),
@@ -93,7 +124,7 @@ async fn run(
         began_us: now_us(),
         asked_for: format!("{}\0{}", open.provider, open.model),
         resumed_run: open.resume && opened.answered > 0,
-        moved: false,
+        moved: open.any_order,
         at_once: if open.concurrency == 0 { room } else { open.concurrency as usize },
         room,
         read: 0,
@@ -114,8 +145,11 @@ async fn run(
         };
         session.out.send(dispatch_response::Response::Note(note)).await;
     }
-    session.work(requests, told, stop).await?;
+    let worked = session.work(requests, results, stop).await;
     let summary = session.tally.summary(session.began.elapsed());
+    told.insert("tasks".to_owned(), summary.tasks.into());
+    told.insert("cost_usd".to_owned(), (summary.cost_pico_usd as f64 / 1e12).into());
+    worked?;
     service.ledger.end(session.run, now_us() / 1000).await.map_err(|error| failure_of(&error))?;
     session.out.send(dispatch_response::Response::Summary(summary)).await;
     Ok(())
@@ -341,9 +375,17 @@ impl Session {
     async fn over(&mut self, done: &mut Vec<Tagged>) -> Result<(), Failure> {
         let mut keep = Vec::new();
         let mut results = Vec::with_capacity(done.len());
-        for Tagged { tag, done } in done.drain(..) {
+        let mut next = Vec::new();
+        for Tagged { tag, mut done } in done.drain(..) {
+            let Some(mut asked) = self.out.expected(tag) else { continue };
+            let bytes = asked.bytes;
+            if let Some(job) = asked.next(&mut done, &self.chain) {
+                self.bytes += asked.bytes - bytes;
+                next.push((asked, job));
+                continue;
+            }
             self.handed_in -= 1;
-            let Some(asked) = self.out.expected(tag) else { continue };
+            asked.count_in(&mut done);
             self.bytes = self.bytes.saturating_sub(asked.bytes);
             let result = asked.result(&done, self.began_us);
             self.tally.over(&result, Some(&done));
@@ -358,6 +400,12 @@ impl Session {
         // Even when they cannot be kept they are paid for, so they go out.
         for (position, result) in results {
             self.give(position, result).await;
+        }
+        for (asked, job) in next {
+            let tag = self.out.expect(asked);
+            if self.client.submit(job, tag, &self.tell).await.is_none() {
+                return Err(Failure::new(ErrorCode::ShuttingDown, "the dispatcher is stopping"));
+            }
         }
         self.out.flush(self.still_open()).await;
         kept.map_err(|error| failure_of(&error))

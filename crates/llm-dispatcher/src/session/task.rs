@@ -1,14 +1,15 @@
 //! A task as it came, as a job, and as a result.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use drover_proto::dispatch as pb;
 use serde_json::Value;
 
 use crate::call::{CallRequest, Finish};
-use crate::core::{Kind, Priority};
+use crate::core::{Kind, Priority, Status};
 use crate::errands::{Errands, HITS};
+use crate::extract;
 use crate::ledger::Digest;
 use crate::provider::OutputSchema;
 use crate::shell::{Chain, Done, Job, status_name};
@@ -22,12 +23,28 @@ pub(super) struct Asked {
     /// About what it takes in memory beside its place in the queue.
     pub(super) bytes: usize,
     task: pb::Task,
+    /// When its first step was handed in.
+    since: Option<Instant>,
+    /// What the model is to be asked about a page that is being read.
+    question: Option<Box<CallRequest>>,
+    /// The answer is to follow a schema.
+    shaped: bool,
+    page: Option<Box<Read>>,
+}
+
+/// The page that an extract task has read.
+#[derive(Debug)]
+struct Read {
+    detail: Value,
+    started_us: u64,
+    busy: Duration,
 }
 
 impl Asked {
     pub(super) fn new(position: u32, digest: Digest, task: pb::Task) -> Self {
+        let shaped = !task.schema.is_empty();
         let bytes = task.prompt.len() + task.system.len() + task.schema.len() + task.url.len();
-        Self { position, digest, bytes, task }
+        Self { position, digest, bytes, task, since: None, question: None, shaped, page: None }
     }
 
     /// Makes a job of it. The words move there; what is left is enough for its result.
@@ -37,11 +54,43 @@ impl Asked {
             return Err(std::mem::take(&mut task.unreadable));
         }
         let kind = kind_of(&task.kind)?;
+        let two_steps = extract::reads_a_page(task);
         let mut job = match kind {
+            Kind::Extract if two_steps => {
+                task.prompt = extract::prompt(task)?;
+                self.question = Some(Box::new(request_of(task, chain)?));
+                errands.extract(&task.url)
+            }
             Kind::Fetch => errands.fetch(&task.url)?,
             Kind::Search => errands.search(&task.prompt, HITS)?,
             Kind::Analyze | Kind::Extract | Kind::Synthesize => Job::call(request_of(task, chain)?, chain.clone()),
         };
+        self.since = Some(Instant::now());
+        self.told(&mut job, kind)?;
+        Ok(job)
+    }
+
+    /// The second step of a task whose page is read: what the model is asked about it. `None` for all others.
+    pub(super) fn next(&mut self, done: &mut Done, chain: &Chain) -> Option<Job> {
+        if done.status != Status::Answered {
+            return None;
+        }
+        let mut request = *self.question.take()?;
+        let page = done.answer.take()?;
+        self.bytes += page.text.len();
+        let detail = extract::about(&mut request, page);
+        self.page = Some(Box::new(Read { detail, started_us: done.started_us, busy: done.busy }));
+        let mut job = Job::call(request, chain.clone());
+        // It was understood when the first step was handed in.
+        self.told(&mut job, Kind::Extract).ok()?;
+        let gone = self.since.map_or(Duration::ZERO, |since| since.elapsed());
+        job.within = job.within.map(|within| within.saturating_sub(gone));
+        Some(job)
+    }
+
+    /// Puts into a job what the task says of how it is to be done.
+    fn told(&self, job: &mut Job, kind: Kind) -> Result<(), String> {
+        let task = &self.task;
         job.kind = kind;
         job.priority = match task.priority.as_str() {
             "" | "normal" => Priority::Normal,
@@ -52,7 +101,15 @@ impl Asked {
         job.within = (task.deadline_ms > 0).then(|| Duration::from_millis(task.deadline_ms));
         job.hedge &= !task.no_hedge;
         job.cache = !task.no_cache;
-        Ok(job)
+        Ok(())
+    }
+
+    /// Counts the first step in, when there were two.
+    pub(super) fn count_in(&self, done: &mut Done) {
+        if let Some(page) = &self.page {
+            done.started_us = page.started_us;
+            done.busy += page.busy;
+        }
     }
 
     fn id(&self) -> String {
@@ -63,21 +120,28 @@ impl Asked {
     pub(super) fn result(&self, done: &Done, began_us: u64) -> pb::TaskResult {
         let since = |at_us: u64| at_us.saturating_sub(began_us) / 1000;
         let answer = done.answer.as_ref();
+        let truncated = answer.is_some_and(|answer| answer.finish == Finish::Length);
+        // What was cut has no shape. To ask again would cut it again, so it was not.
+        let shapeless = truncated && self.shaped && answer.is_some_and(|answer| answer.structured.is_none());
         let error = match answer.map(|answer| &answer.finish) {
             Some(Finish::Blocked(why)) => format!("the provider withholds the answer: {why}"),
+            _ if shapeless => {
+                "the answer was cut at max_tokens and does not follow its schema: raise max_tokens".to_owned()
+            }
             _ => done.error.clone(),
         };
         let errand = matches!(kind_of(&self.task.kind), Ok(Kind::Fetch | Kind::Search));
         // Of an errand the count is no count of tokens.
         let usage = answer.and_then(|answer| answer.usage).filter(|_| !errand);
-        let detail = answer.and_then(|answer| answer.structured.as_ref()).filter(|_| errand);
+        let of_errand = answer.and_then(|answer| answer.structured.as_ref()).filter(|_| errand);
+        let detail = self.page.as_ref().map(|page| &page.detail).or(of_errand);
         let output = answer.map_or_else(String::new, |answer| match &answer.structured {
             Some(value) if answer.text.is_empty() => value.to_string(),
             _ => answer.text.clone(),
         });
         pb::TaskResult {
             id: self.id(),
-            status: status_name(done.status).to_owned(),
+            status: if shapeless { "failed" } else { status_name(done.status) }.to_owned(),
             output,
             error,
             attempts: done.attempts,
@@ -93,6 +157,7 @@ impl Asked {
             number: u64::from(self.position) + 1,
             detail: detail.map(Value::to_string).unwrap_or_default(),
             cached: done.cached,
+            truncated,
         }
     }
 
