@@ -12,6 +12,8 @@ use thiserror::Error;
 const CALL: Duration = Duration::from_secs(20);
 /// Longest description of a failure that is kept.
 const WORDS: usize = 300;
+/// Largest answer that is read.
+const MOST: usize = 16 << 20;
 
 /// Why a call did not work.
 #[derive(Debug, Error)]
@@ -156,26 +158,39 @@ impl Bot {
                 "the connection broke, or something else answers there"
             })
         };
-        let response = request.send().await.map_err(|error| unreachable(&error))?;
+        let mut response = request.send().await.map_err(|error| unreachable(&error))?;
         let status = response.status().as_u16();
-        let bytes = response.bytes().await.map_err(|error| unreachable(&error))?;
-        let Ok(envelope) = serde_json::from_slice::<Envelope>(&bytes) else {
-            return Err(match status {
-                200..500 => ApiError::Unreachable("something else answers there"),
-                code => ApiError::Refused { code, description: "no reason given".to_owned() },
-            });
-        };
-        if envelope.ok {
-            return serde_json::from_value(envelope.result)
-                .map_err(|_| ApiError::Unreachable("its answer has another shape than expected"));
+        let mut bytes = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| unreachable(&error))? {
+            if bytes.len() + piece.len() > MOST {
+                return Err(ApiError::Unreachable("its answer is larger than any should be"));
+            }
+            bytes.extend_from_slice(&piece);
         }
-        if let Some(seconds) = envelope.parameters.retry_after {
-            return Err(ApiError::Later(Duration::from_secs(seconds.clamp(1, 3600))));
-        }
-        let description = envelope.description.chars().take(WORDS).collect();
-        Err(ApiError::Refused {
-            code: if envelope.error_code == 0 { status } else { envelope.error_code },
-            description,
-        })
+        answer(&bytes, status)
     }
+}
+
+/// What an answer holds, if it is one.
+fn answer<T: DeserializeOwned>(bytes: &[u8], status: u16) -> Result<T, ApiError> {
+    let Ok(envelope) = serde_json::from_slice::<Envelope>(bytes) else {
+        return Err(match status {
+            200..500 => ApiError::Unreachable("something else answers there"),
+            code => ApiError::Refused { code, description: "no reason given".to_owned() },
+        });
+    };
+    if envelope.ok {
+        return serde_json::from_value(envelope.result)
+            .map_err(|_| ApiError::Unreachable("its answer has another shape than expected"));
+    }
+    if let Some(seconds) = envelope.parameters.retry_after {
+        return Err(ApiError::Later(Duration::from_secs(seconds.clamp(1, 3600))));
+    }
+    let description = envelope.description.chars().take(WORDS).collect();
+    Err(ApiError::Refused { code: if envelope.error_code == 0 { status } else { envelope.error_code }, description })
+}
+
+/// How many updates these bytes hold as an answer; nothing when they are none. Public for fuzzing.
+pub fn updates_in(bytes: &[u8]) -> Option<usize> {
+    answer::<Vec<Update>>(bytes, 200).ok().map(|updates| updates.len())
 }

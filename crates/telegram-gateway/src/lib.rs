@@ -18,4 +18,5 @@ mod chat;
 mod keeper;
 mod run;
 
+pub use api::updates_in;
 pub use run::TelegramGateway;

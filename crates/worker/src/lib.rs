@@ -34,6 +34,7 @@ mod make;
 mod membership;
 mod metrics;
 mod node;
+mod own_session;
 mod run;
 mod shell;
 mod slurm;
@@ -44,6 +45,6 @@ mod tasks;
 
 pub use claim::NodeError;
 pub use echo::{EchoAgent, LEDGER};
-pub use make::codex_settings;
+pub use make::{PoolWay, codex_settings, lay_out_bundle};
 pub use run::{Worker, WorkerArgs};
 pub use static_host::HostError;

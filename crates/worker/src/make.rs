@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use drover_config::WorkerConfig;
-use drover_types::{AgentKind, Failure};
+use drover_mailbox::Mailbox;
+use drover_service::Context;
+use drover_types::{AgentKind, ErrorCode, Failure, NodeIndex, OutboxId, SwarmId};
 use tokio::sync::mpsc;
 
 use crate::agent::{Agent, AgentCommand, AgentEvent};
+use crate::bundle;
 use crate::chat::{self, ChatAgent};
 use crate::codex::{self, CodexAgent, CodexSettings, PoolDoor};
 use crate::door::{self, Token};
@@ -57,6 +60,42 @@ pub fn codex_settings(bin: PathBuf, config: &WorkerConfig, node_dir: &Path) -> C
         }),
         ..CodexSettings::for_node(bin, node_dir.to_owned())
     }
+}
+
+/// The way to the dispatcher's pool for codex that no worker runs, such as that of a session. Open until it is dropped.
+#[derive(Debug)]
+pub struct PoolWay(door::Door);
+
+impl PoolWay {
+    /// Opens it, when codex gets its model from the pool.
+    pub async fn open(
+        id: &OutboxId,
+        mailbox: &Path,
+        identity: Option<PathBuf>,
+        config: &WorkerConfig,
+        ctx: &Context,
+    ) -> Result<Option<Self>, Failure> {
+        if !config.codex_asks_pool() {
+            return Ok(None);
+        }
+        match door::Plan::of(id, &Mailbox::new(mailbox.to_owned()), identity, config, ctx) {
+            Some(plan) => plan.open().await.map(|door| Some(Self(door))),
+            None => Ok(None),
+        }
+    }
+
+    /// Has codex go it.
+    pub fn lead(&self, settings: &mut CodexSettings) {
+        if let Some(way) = &mut settings.pool {
+            (way.url, way.token) = (self.0.url(), self.0.token());
+        }
+    }
+}
+
+/// Lays AGENTS.md and the skills of a node's launch into a working directory; how many files that were. Blocks.
+pub fn lay_out_bundle(mailbox: &Path, swarm: &SwarmId, node: NodeIndex, work: &Path) -> Result<usize, Failure> {
+    let laid = bundle::lay_out(&Mailbox::new(mailbox.to_owned()).bundle_dir(swarm, node), work);
+    laid.map_err(|error| Failure::new(ErrorCode::StoreUnavailable, error.to_string()))
 }
 
 /// Codex, once it is known that it can do anything at all.

@@ -21,6 +21,7 @@ use crate::inbox::InboxReader;
 use crate::make::{Unusable, make_agent};
 use crate::membership::{Companion, Plan};
 use crate::metrics::Metrics;
+use crate::own_session::OwnSession;
 use crate::shell::{Feeds, Shell};
 use crate::store::{Disk, KEEP_BYTES, Stamp, Store};
 use crate::{bundle, door, journal, tasks};
@@ -113,6 +114,7 @@ impl TakenOver {
     pub(crate) fn agent(&self, config: &WorkerConfig, ctx: &Context) -> Box<dyn Agent> {
         let pool = door::Plan::of(&self.id, &self.mailbox, self.proof.clone(), config, ctx);
         match &self.laid_out {
+            Ok(_) if config.own_session => Box::new(OwnSession::new(&self.id, self.kind, ctx.state())),
             Ok(_) => make_agent(self.kind, config, &self.node_dir, pool),
             Err(failure) => Box::new(Unusable(failure.clone())),
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::anyhow;
 use drover_config::WorkerConfig;
@@ -20,6 +20,7 @@ use crate::core::{Core, Delivery, Effect, Exit, Input, Status, Timer, kind};
 use crate::inbox::InboxControl;
 use crate::membership::{Ears, Word};
 use crate::metrics::Metrics;
+use crate::slurm;
 use crate::spans::Spans;
 use crate::store::{Store, StoreError};
 
@@ -172,7 +173,8 @@ impl<S: crate::store::Sink> Shell<S> {
                 Some(Word { kind, data }) = feeds.words.recv() => self.handle(Input::Word { kind, data }),
                 () = feeds.shutdown.cancelled(), if !signalled => {
                     signalled = true;
-                    self.handle(Input::Drain { reason: "the process was told to end by a signal".to_owned() });
+                    let why = slurm::why_told(|name| std::env::var(name).ok(), SystemTime::now());
+                    self.handle(Input::Drain { reason: why.to_owned() });
                 }
             }
             self.perform().await?;

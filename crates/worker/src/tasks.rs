@@ -1,4 +1,4 @@
-//! Takes tasks of the dispatcher on this node: pages to read. Comes to the dispatcher by itself, again and again, and shows it
+//! Takes tasks of the dispatcher on this node: pages to read, whole or for what a model is asked about them. Comes to the dispatcher by itself, again and again, and shows it
 //! the node's certificate.
 
 use std::collections::HashMap;
@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use drover_config::{Config, NodeScalingConfig};
-use drover_dispatcher::nodes::{FETCH, Hand};
+use drover_dispatcher::nodes::{Hand, KINDS};
 use drover_dispatcher::pool::NODE_ID;
 use drover_mailbox::Mailbox;
 use drover_proto::tasks::task_service_client::TaskServiceClient;
 use drover_proto::tasks::{Attempt, Offer, WorkRequest, WorkResponse, work_request, work_response};
 use drover_service::pki::{Identity, IdentityHandle};
-use drover_service::{Context, MAX_MESSAGE_BYTES, connect_node};
+use drover_service::{Context, MAX_MESSAGE_BYTES, connect_node, why};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 use crate::door::find_dispatcher;
 
 /// What the record of a node that takes tasks says beside its agent.
-pub(crate) const CAPABILITY: &str = ",tasks=fetch";
+pub(crate) const CAPABILITY: &str = ",tasks=fetch/extract";
 
 /// Pages at once.
 const AT_ONCE: u32 = 16;
@@ -68,7 +68,7 @@ impl Tasks {
         loop {
             let mut worked = false;
             tokio::select! {
-                ended = self.work(&hand, &mut worked) => debug!(why = ended.to_string(), "no tasks come for now"),
+                ended = self.work(&hand, &mut worked) => debug!(why = why(&ended), "no tasks come for now"),
                 () = over.cancelled() => return,
                 () = self.ctx.shutdown().cancelled() => return,
             }
@@ -99,7 +99,7 @@ impl Tasks {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (tell, told) = mpsc::channel::<WorkRequest>(AT_ONCE as usize * 2);
-        let offer = Offer { kinds: vec![FETCH.to_owned()], at_once: AT_ONCE };
+        let offer = Offer { kinds: KINDS.map(|kind| kind.as_str().to_owned()).to_vec(), at_once: AT_ONCE };
         let said = futures::stream::unfold(told, |mut told| async move { Some((told.recv().await?, told)) });
         let first = WorkRequest { said: Some(work_request::Said::Offer(offer)) };
         let said = futures::stream::iter([first]).chain(said);

@@ -9,7 +9,7 @@ use drover_dispatcher::pool::{Ask, Frame, NODE_ID, Whereabouts};
 use drover_proto::pool::ReleaseRequest;
 use drover_proto::pool::pool_service_client::PoolServiceClient;
 use drover_service::pki::{Identity, IdentityHandle, PkiError};
-use drover_service::{MAX_MESSAGE_BYTES, connect_node};
+use drover_service::{MAX_MESSAGE_BYTES, connect_node, why};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -83,7 +83,7 @@ impl Tls {
                 Ok(None) => return Err(Broken::Lost("it ended early".to_owned())),
                 Err(status) => {
                     *self.client.lock().await = None;
-                    return Err(Broken::Lost(status.message().to_owned()));
+                    return Err(Broken::Lost(why(&status)));
                 }
             }
         }
@@ -102,7 +102,7 @@ fn refused(status: &Status) -> Broken {
         Code::Unimplemented => {
             Broken::Unreachable("it has no pool for nodes: worker.codex_provider is not set there".to_owned())
         }
-        _ => Broken::Unreachable(status.message().to_owned()),
+        _ => Broken::Unreachable(why(status)),
     }
 }
 

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use drover_mailbox::Mailbox;
 use drover_proto::handoff::handoff_service_client::HandoffServiceClient;
 use drover_proto::handoff::{DrainRequest, GetStatusRequest, WatchEventsRequest};
 use drover_service::{Context, Target, address_book, connect, programs};
@@ -177,7 +178,8 @@ impl Keeper {
             .env("DROVER_NODE_ID", plan.id.node.to_string())
             .env("DROVER_STATE_DIR", self.ctx.state().path())
             .env("DROVER_SESSIONS_DIR", plan.node_dir.join("sessions"))
-            .env("DROVER_SHARED_SESSIONS", plan.mailbox.join("sessions"));
+            .env("DROVER_SHARED_SESSIONS", plan.mailbox.join("sessions"))
+            .env("DROVER_POST_DIR", Mailbox::new(&plan.mailbox).post_dir(&plan.id.swarm, plan.id.node));
         Running::spawn(command, &self.ctx, log)
     }
 

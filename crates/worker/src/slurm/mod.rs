@@ -3,6 +3,7 @@
 mod parent;
 
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use drover_service::ExitWith;
 use drover_types::NodeIndex;
@@ -16,12 +17,26 @@ const TASK: &str = "SLURM_PROCID";
 /// The job.
 const JOB: &str = "SLURM_JOB_ID";
 
+/// When the time of the job is up, in seconds of Unix time; the word of its script, by the clock of the host on which that began.
+const ENDS: &str = "DROVER_JOB_ENDS";
+/// Slurm gives its word a minute before the end, and may be early with it by another one.
+const NEAR: Duration = Duration::from_secs(130);
+
 /// Directory of the swarm on the shared file system; the allocator's word, not Slurm's.
 pub(crate) const DIR: &str = "DROVER_SLURM_DIR";
 
 /// The node that this task is.
 pub(crate) fn node(variable: impl Fn(&str) -> Option<String>) -> Option<NodeIndex> {
     variable(TASK)?.parse().ok()
+}
+
+/// Why a process has been told to end by a signal. The clock says it, and nobody has to read logs.
+pub(crate) fn why_told(variable: impl Fn(&str) -> Option<String>, now: SystemTime) -> &'static str {
+    let ends = || variable(ENDS)?.parse().ok().and_then(|ends| UNIX_EPOCH.checked_add(Duration::from_secs(ends)));
+    if ends().is_some_and(|ends| now + NEAR >= ends) {
+        return "the time limit of its job is near";
+    }
+    "the process was told to end by a signal"
 }
 
 /// What is not said otherwise is what Slurm says. The generation is never said: a job that was put back into the queue has the same
@@ -49,6 +64,23 @@ pub(crate) fn fill(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_near_the_end_of_the_jobs_time_is_about_that() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_795_262_407);
+        for (ends, near) in [
+            (Some("1795262460"), true),
+            (Some("1795262529"), true),
+            (Some("1795262300"), true),
+            (Some("1795262600"), false),
+            (Some("soon"), false),
+            (Some("18446744073709551615"), false),
+            (None, false),
+        ] {
+            let said = why_told(|_| ends.map(str::to_owned), now);
+            assert_eq!(said.contains("time limit"), near, "{ends:?}: {said}");
+        }
+    }
 
     #[test]
     fn a_task_is_the_node_of_its_number_in_the_next_generation() {

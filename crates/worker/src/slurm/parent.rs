@@ -17,7 +17,7 @@ use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use drover_config::{Config, WorkerConfig};
@@ -98,7 +98,8 @@ impl Parent {
                     drop(line);
                     let status = child.wait().await.context("the end of the worker cannot be learnt")?;
                     let newest = self.newest().await.ok().flatten();
-                    self.tell("ended", "its worker was told to end", newest).await;
+                    let why = super::why_told(|name| std::env::var(name).ok(), SystemTime::now());
+                    self.tell("ended", why, newest).await;
                     return if status.success() { Ok(()) } else { Err(failed(status)) };
                 }
             };

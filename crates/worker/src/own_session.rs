@@ -1,0 +1,182 @@
+//! The node's own conversation as a session: what `inject` says to the node is a turn of it. It is served by the daemon of sessions, so it is
+//! kept, moves and is taken over like any other, and the next prompt to this node goes on with it wherever it is by then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use drover_proto::handoff::OpenSession;
+use drover_service::StateDir;
+use drover_sessions::{Ask, DOOR, Door, Doors, Heard, Sending, local};
+use drover_types::{AgentKind, ErrorCode, InjectionId, OutboxId, RequestId, SessionId};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::agent::{Agent, AgentCommand, AgentEvent, TurnOutcome, TurnStatus};
+
+/// How long no door may help: the daemon of sessions comes up a moment after the worker.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// The session of a node: `node-<swarm>-<index>`.
+pub(crate) fn name_of(id: &OutboxId) -> String {
+    format!("node-{}-{}", id.swarm, id.node)
+}
+
+/// Passes prompts on to the session.
+pub(crate) struct OwnSession {
+    name: String,
+    kind: AgentKind,
+    doors: Arc<NodeDoors>,
+}
+
+impl OwnSession {
+    pub(crate) fn new(id: &OutboxId, kind: AgentKind, state: &StateDir) -> Self {
+        let daemon = format!("{DOOR}-{}+{}", id.swarm, id.node);
+        let doors = NodeDoors { node: format!("{}/{}", id.swarm, id.node), daemon, state: state.clone() };
+        Self { name: name_of(id), kind, doors: Arc::new(doors) }
+    }
+}
+
+/// The node's own door first, then those of its neighbours.
+struct NodeDoors {
+    node: String,
+    daemon: String,
+    state: StateDir,
+}
+
+#[async_trait]
+impl Doors for NodeDoors {
+    async fn doors(&self) -> Vec<Door> {
+        let own = Door::of_daemon(&self.node, &self.state, &self.daemon);
+        let others = local(&self.state).into_iter().filter(|(node, _)| *node != self.node);
+        let others = others.map(|(node, daemon)| Door::of_daemon(&node, &self.state, &daemon));
+        std::iter::once(own).chain(others).collect()
+    }
+}
+
+#[async_trait]
+impl Agent for OwnSession {
+    async fn run(self: Box<Self>, mut commands: mpsc::Receiver<AgentCommand>, events: mpsc::Sender<AgentEvent>) {
+        let detail = json!({ "agent": self.kind, "session_id": self.name });
+        if events.send(AgentEvent::Ready { detail, pid: None }).await.is_err() {
+            return;
+        }
+        while let Some(command) = commands.recv().await {
+            let (injection, prompt) = match command {
+                AgentCommand::Begin { injection, prompt, .. } => (injection, prompt),
+                AgentCommand::Stop => return,
+                AgentCommand::Steer { injection, prompt, .. } => {
+                    let _ = events.send(AgentEvent::SteerRefused { injection, prompt }).await;
+                    continue;
+                }
+                AgentCommand::Interrupt { .. } | AgentCommand::Answer { .. } => continue,
+            };
+            let mut turn = Turn { injection: injection.clone(), events: &events, text: String::new() };
+            let (outcome, stop) = match self.sending(&injection, prompt) {
+                Ok(sending) => turn.hear(sending, &mut commands).await,
+                Err(why) => (TurnOutcome::failed(ErrorCode::InvalidRequest, why), false),
+            };
+            if events.send(AgentEvent::TurnEnded { injection, outcome }).await.is_err() || stop {
+                return;
+            }
+        }
+    }
+}
+
+impl OwnSession {
+    fn sending(&self, injection: &InjectionId, prompt: String) -> Result<Sending, String> {
+        let session: SessionId = self.name.parse().map_err(|error: drover_types::IdError| error.to_string())?;
+        let request: RequestId =
+            injection.as_str().parse().map_err(|error: drover_types::IdError| error.to_string())?;
+        let open = OpenSession { agent: self.kind.to_string(), ..OpenSession::default() };
+        let ask = Ask { session, request, prompt, open: Some(open), patience: PATIENCE };
+        Ok(Sending::new(ask, Arc::clone(&self.doors) as Arc<dyn Doors>))
+    }
+}
+
+/// A turn under way.
+struct Turn<'a> {
+    injection: InjectionId,
+    events: &'a mpsc::Sender<AgentEvent>,
+    text: String,
+}
+
+impl Turn<'_> {
+    async fn say(&self, kind: &str, data: Value) {
+        let (injection, kind) = (self.injection.clone(), kind.to_owned());
+        // Without a listener the worker is at its end.
+        let _ = self.events.send(AgentEvent::Event { injection, kind, data }).await;
+    }
+
+    /// Hears it to its end. True: the worker ends.
+    async fn hear(&mut self, mut sending: Sending, commands: &mut mpsc::Receiver<AgentCommand>) -> (TurnOutcome, bool) {
+        loop {
+            let heard = tokio::select! {
+                heard = sending.next() => heard,
+                command = commands.recv() => match command {
+                    // In the session it goes on, and its answer stands there.
+                    Some(AgentCommand::Interrupt { .. }) => return (TurnOutcome::interrupted(self.text.as_str()), false),
+                    None | Some(AgentCommand::Stop) => return (TurnOutcome::interrupted(self.text.as_str()), true),
+                    Some(AgentCommand::Steer { injection, prompt, .. }) => {
+                        let _ = self.events.send(AgentEvent::SteerRefused { injection, prompt }).await;
+                        continue;
+                    }
+                    Some(_) => continue,
+                },
+            };
+            match heard {
+                Ok(Some(Heard::Text(text))) => {
+                    self.text.push_str(&text);
+                    self.say("assistant_delta", json!({ "content": text })).await;
+                }
+                // What was streamed before does not count; the whole answer comes at the end.
+                Ok(Some(Heard::Again(text))) => {
+                    self.say("assistant_delta", json!({ "content": format!("\n{text}") })).await;
+                    self.text = text;
+                }
+                Ok(Some(Heard::Accepted(_) | Heard::Moved(_))) => {}
+                Ok(Some(Heard::Answer(answer))) => {
+                    if answer.fault.is_empty() {
+                        let data = json!({ "content": answer.text, "final_answer": true });
+                        self.say("assistant", data).await;
+                        return (TurnOutcome::completed(answer.text), false);
+                    }
+                    return (failed(&answer.fault, answer.message, &self.text), false);
+                }
+                Ok(None) => {
+                    let why = "the session ended the turn without an answer";
+                    return (TurnOutcome::failed(ErrorCode::Internal, why), false);
+                }
+                Err(error) => return (TurnOutcome::failed(ErrorCode::BackendUnavailable, error.to_string()), false),
+            }
+        }
+    }
+}
+
+fn failed(fault: &str, message: String, text: &str) -> TurnOutcome {
+    let (status, code) = match fault {
+        "turn_lost" => (TurnStatus::Failed, Some(ErrorCode::TurnLost)),
+        "interrupted" => (TurnStatus::Interrupted, None),
+        _ => (TurnStatus::Failed, Some(ErrorCode::Internal)),
+    };
+    TurnOutcome { status, error: Some(message), code, text: text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nodes_session_has_a_name_of_its_own_and_a_fault_keeps_its_kind() {
+        let id = OutboxId {
+            swarm: "0199c7a2-7c1e-7d3a-9c55-0123456789ab".parse().unwrap(),
+            node: drover_types::NodeIndex(3),
+            generation: drover_types::Generation(1),
+        };
+        let name = name_of(&id);
+        assert_eq!(name, "node-0199c7a2-7c1e-7d3a-9c55-0123456789ab-3");
+        assert!(name.parse::<SessionId>().is_ok());
+        assert_eq!(failed("turn_lost", String::new(), "").code, Some(ErrorCode::TurnLost));
+        assert_eq!(failed("interrupted", String::new(), "half").status, TurnStatus::Interrupted);
+    }
+}
