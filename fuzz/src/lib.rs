@@ -5,6 +5,7 @@
 //! The fuzz targets call these functions, and so does an ordinary test over the corpus and mutations of it.
 
 mod gossip;
+pub mod network;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,8 +22,20 @@ use serde_json::Value;
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: &[(&str, Target)] =
-    &[("json_line", json_line), ("mailbox", mailbox), ("codex_rpc", codex_rpc), ("config", config), ("gossip", gossip)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("json_line", json_line),
+    ("mailbox", mailbox),
+    ("codex_rpc", codex_rpc),
+    ("config", config),
+    ("gossip", gossip),
+    ("session", network::session),
+    ("bundle", network::bundle),
+    ("transfer", network::transfer),
+    ("http_answer", network::http_answer),
+    ("http_request", network::http_request),
+    ("page", network::page),
+    ("telegram", network::telegram),
+];
 
 /// Datagrams of the gossip.
 pub fn gossip(data: &[u8]) {
