@@ -6,7 +6,7 @@
 //! ```text
 //! drover daemon NAME ──────────────> the daemon's own main (daemons.rs)
 //! drover daemon router --daemon ───> beside.rs: what a router needs that another program started
-//! drover COMMAND ── args.rs ── commands/ ── client.rs, watch.rs ── gRPC ──> router
+//! drover COMMAND ── args/ ── commands/ ── client.rs, watch.rs ── gRPC ──> router
 //!                                 │            └─ start.rs: what is missing is started, detached
 //!                                 ├─ supervise.rs: `up` and `demo` keep daemons as children
 //!                                 └─ render/: tables, lanes, JSON, colour

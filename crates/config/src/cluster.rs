@@ -63,7 +63,8 @@ section! {
         pub approval_policy: Option<String> = None,
         /// How often the queue is looked at when nothing is expected of it. Unset: 30 s.
         pub poll: Option<HumanDuration> = None,
-        /// Most calls per minute to the cluster's controller, whatever happens. Unset: 20.
+        /// Most requests per minute to the cluster's controller, whatever happens, as `sdiag` counts them: a look at the queue is
+        /// three. Unset: 60.
         pub calls_per_minute: Option<u32> = None,
         /// Directory that every compute node has on a disk of its own; workers keep theirs below it. Unset: /var/tmp.
         pub local_dir: Option<String> = None,

@@ -50,7 +50,7 @@ section! {
         /// Longest time for one call; then its request is given up.
         pub timeout: HumanDuration = HumanDuration::secs(60),
         /// Most calls for one task, the first included.
-        pub max_attempts: u32 = 5,
+        pub max_attempts: u32 = 12,
         /// Make a slow call a second time and take the answer that comes first. Both are paid for.
         pub hedge: bool = true,
     }

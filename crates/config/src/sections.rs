@@ -92,7 +92,10 @@ section! {
         pub pool_carriage: String = "auto".into(),
         /// Where nodes reach the dispatcher, as host:port. Unset: where it says in the mailbox that it listens.
         pub pool_address: Option<String> = None,
-        /// Reads pages for the dispatcher's tasks on this node.
+        /// What `inject` says to a node is a turn of a session of its own, `node-SWARM-INDEX`, which is kept, moves and is taken over like any
+        /// other. Nobody can be asked for an approval in it.
+        pub own_session: bool = false,
+        /// Reads pages for the dispatcher's `fetch` and `extract` tasks on this node.
         pub run_tasks: bool = false,
         /// When codex asks before it acts: `untrusted`, `on-request` or `never`.
         pub approval_policy: String = "on-request".into(),
@@ -176,8 +179,8 @@ section! {
 }
 
 section! {
-    /// Who, beside the owner and `security.allow_uids`, may do what at the router. Each role is a list of user ids; a user of a role
-    /// reaches the router and no other daemon.
+    /// Who, beside the owner and `security.allow_uids`, may do what. Each role is a list of user ids; a user of a role reaches the
+    /// router, with `dispatch` the dispatcher, and no other daemon.
     pub struct RolesConfig {
         /// Who may see swarms, nodes, prompts and events. The JSON-line control plane tells everybody everything and wants this one.
         pub read: Vec<u32> = Vec::new(),
@@ -189,6 +192,8 @@ section! {
         pub terminate: Vec<u32> = Vec::new(),
         /// Who may see and answer approvals.
         pub approve: Vec<u32> = Vec::new(),
+        /// Who may have the dispatcher call models and fetch pages, with the owner's keys and money.
+        pub dispatch: Vec<u32> = Vec::new(),
     }
 }
 

@@ -38,6 +38,7 @@ const SHOWN_BY: &[(&str, &str)] = &[
     ("worker.codex_model", "who_asks_the_pool_has_a_token_in_its_environment_and_no_credentials"),
     ("worker.pool_carriage", "codex_asks_the_pool_over_tls_and_through_the_mailbox"),
     ("worker.pool_address", "codex_asks_the_pool_over_tls_and_through_the_mailbox"),
+    ("worker.own_session", "what_is_injected_into_a_node_is_said_in_its_own_session_which_moves"),
     ("worker.run_tasks", "pages_are_read_on_nodes_and_none_is_lost_or_read_twice_when_nodes_die"),
     ("worker.approval_policy", "a_command_runs_only_when_it_is_approved"),
     ("worker.sandbox_mode", "a_patch_is_applied_only_when_it_is_approved"),

@@ -62,6 +62,19 @@ fn the_node_scaling_example_is_read_as_written() {
     assert_eq!(warnings, [""; 0]);
 }
 
+/// Keys that its own program wrote into the file and never read. Here they are not passed over in silence.
+#[test]
+fn keys_of_the_older_setup_that_do_nothing_are_named() {
+    let text = "node_scaling:\n  limits: {max_nodes: 7}\n  routing:\n    auto_scale_threshold: 3\n    \
+                enabled_task_types: [research]\n    pro_model: x\n  web_search: {enabled: true, parallel_default: false}\n";
+    let (config, warnings) = Config::from_text("node-scaling.yaml", text, &BTreeMap::new()).unwrap();
+    assert_eq!(config.node_scaling.unwrap().limits.max_nodes, 7);
+    for key in ["node_scaling.routing", "node_scaling.web_search"] {
+        let told = warnings.iter().any(|warning| warning.contains(&format!("{key} has no effect")));
+        assert!(told, "{key}: {warnings:?}");
+    }
+}
+
 #[test]
 fn existing_files_load_unchanged_and_mean_one_thing() {
     let mut seen = String::new();

@@ -6,12 +6,12 @@ use std::time::Instant;
 use drover_config::{NodeScalingConfig, ProviderSettings};
 use drover_dispatcher::coordinator::{AskError, Coordinator, Estimate, Plan, Planned, Prices, estimate, token_prices};
 use drover_dispatcher::core::Money;
-use drover_dispatcher::research::Outcome;
+use drover_dispatcher::research::{Outcome, Phase};
 use drover_dispatcher::search::worst_case_pico_usd;
 use drover_dispatcher::{Configured, setup};
 use serde_json::json;
 
-use super::research::{InOrder, Summary, Tools, note};
+use super::research::{InOrder, RunName, Summary, Tools, hold, note, tell};
 use crate::app::App;
 use crate::args::{Ask, WhoseModel};
 use crate::fault::{Exit, Fault};
@@ -21,13 +21,16 @@ pub(super) async fn run(app: &App, args: &Ask) -> anyhow::Result<Exit> {
     let tools = Tools::of(app)?;
     let thinker = thinker(&tools.configured.scaling, &args.whose);
     // The coordinator may be another model than the workers', so it has a run of its own.
-    let (thinking, thinking_said) = tools.open(app, "drover ask: coordinator", &thinker).await?;
-    let (working, working_said) = tools.open(app, "drover ask", &args.whose).await?;
+    let run = RunName::of(args.resume.as_deref());
+    let beside = run.of_coordinator();
+    let (thinking, thinking_said) = tools.open(app, "drover ask: coordinator", &thinker, &beside).await?;
+    let (working, working_said) = tools.open(app, "drover ask", &args.whose, &run).await?;
+    run.tell(app);
     tools.remark(app);
     let began = Instant::now();
     let coordinator = Coordinator::new(Arc::clone(&thinking) as _);
     let work = async {
-        let result = carry_out(app, args, &request, &tools, &coordinator, &working, began).await;
+        let result = carry_out(app, args, &request, &tools, &coordinator, &working, (&run, began)).await;
         working.close();
         thinking.close();
         result
@@ -48,11 +51,14 @@ async fn carry_out(
     tools: &Tools,
     coordinator: &Coordinator,
     working: &Arc<drover_dispatcher::research::Remote>,
-    began: Instant,
+    (run, began): (&RunName, Instant),
 ) -> anyhow::Result<Exit> {
     let spinner = app.screen.spinner("planning");
-    let Planned { plan, told } = coordinator.plan(request).await.map_err(|error| fault(&error))?;
+    let Planned { mut plan, told } = coordinator.plan(request).await.map_err(|error| fault(&error))?;
     drop(spinner);
+    if args.barrier {
+        hold(&mut plan.phases);
+    }
     let prices = prices(&tools.configured, &args.whose);
     let estimate = estimate(request, &plan, &tools.settings, tools.searching(), &prices);
     show_plan(app, &plan, &estimate, told.simulated)?;
@@ -64,12 +70,13 @@ async fn carry_out(
     let mut shown = InOrder::new(app);
     // People want the answer; what it was made of is for scripts and for --findings.
     let show = app.global.json || args.findings;
-    let mut count = 0;
+    let (mut count, mut cost) = (0, 0.0);
     let findings = tools
         .researcher(working)
         .run(&plan.research(), |finding| {
             count += 1;
-            bar.at(count);
+            cost += Money::from_pico(finding.cost_pico_usd).usd();
+            tell(&bar, count, plan.subjects.len(), before, cost);
             if show {
                 shown.add(finding);
             }
@@ -104,7 +111,7 @@ async fn carry_out(
             app.screen.note(&format!("resting on no source: {}", ungrounded.join(", ")));
         }
     }
-    summary.show(app)?;
+    summary.show(app, run)?;
     match why {
         Some(why) => Err(Fault::failed(format!("the findings could not be put together: {why}"))
             .hint("`drover ask --findings` shows them as they are")
@@ -154,7 +161,7 @@ fn show_plan(app: &App, plan: &Plan, estimate: &Estimate, simulated: bool) -> st
     let cost = estimate.cost_pico_usd.map(Money::from_pico);
     if app.global.json {
         let document = json!({"plan": {
-            "subjects": plan.subjects, "topic": plan.topic, "synthesis": plan.synthesis, "simulated": simulated,
+            "subjects": plan.subjects, "topic": plan.topic, "phases": plan.phases, "synthesis": plan.synthesis, "simulated": simulated,
             "searches": estimate.searches, "pages": estimate.pages, "calls": estimate.calls,
             "worst_case_usd": cost.map(Money::usd),
         }});
@@ -163,6 +170,7 @@ fn show_plan(app: &App, plan: &Plan, estimate: &Estimate, simulated: bool) -> st
     let about = if plan.topic.is_empty() { String::new() } else { format!(" ({})", plan.topic) };
     let made_up = if simulated { ", simulated" } else { "" };
     app.screen.note(&format!("plan{made_up}: {}{about}", plan.subjects.join("; ")));
+    app.screen.note(&format!("phases of each subject: {}", phases(&plan.phases)));
     let cost = cost
         .map_or_else(|| "of unknown cost: not every price is known".to_owned(), |cost| format!("at most {cost} USD"));
     app.screen.note(&format!(
@@ -170,6 +178,16 @@ fn show_plan(app: &App, plan: &Plan, estimate: &Estimate, simulated: bool) -> st
         estimate.searches, estimate.pages, estimate.calls
     ));
     Ok(())
+}
+
+/// The phases in a line, with what is asked in them and where all wait for each other.
+fn phases(phases: &[Phase]) -> String {
+    let one = |phase: &Phase| {
+        let asked = if phase.prompt.is_empty() { String::new() } else { format!(" ({})", phase.prompt) };
+        let wait = if phase.barrier { "all together: " } else { "" };
+        format!("{wait}{}{asked}", phase.kind.kind().as_str())
+    };
+    phases.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 fn fault(error: &AskError) -> Fault {

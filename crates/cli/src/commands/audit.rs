@@ -1,4 +1,4 @@
-//! `drover audit`: who changed what, from the files that the router writes beside its other state.
+//! `drover audit`: who changed what, and who wanted to, from the files that the router and the dispatcher write.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -15,6 +15,8 @@ use crate::render::colour::Tone;
 use crate::render::table::{Cell, Table};
 use crate::render::words;
 
+/// Whose logs there are: the router's, and the dispatcher's.
+const LOGS: [&str; 2] = ["audit", "dispatch"];
 /// What stands for an answer that was never written down.
 const UNKNOWN: &str = "unknown";
 
@@ -28,21 +30,26 @@ pub(super) fn run(app: &App, args: &Audit) -> anyhow::Result<Exit> {
     }
     let dir = app.state()?.path().join("audit");
     let most = if args.all { usize::MAX } else { args.last };
-    let mut kept = Kept { most, rows: VecDeque::new(), first: 0, open: BTreeMap::new() };
     let wanted = |row: &Row| {
         args.user.is_none_or(|uid| row.uid == u64::from(uid))
             && args.swarm.as_deref().is_none_or(|swarm| row.swarm.starts_with(swarm))
     };
     let cannot = |error: io::Error| Fault::failed(format!("cannot read the audit log in {}: {error}", dir.display()));
-    for file in files(&dir).map_err(cannot)? {
-        for line in BufReader::new(file).split(b'\n') {
-            // What is no line of ours is what a killed writer left.
-            if let Ok(Value::Object(line)) = serde_json::from_slice(&line.map_err(cannot)?) {
-                kept.take(line);
+    let mut rows = Vec::new();
+    for name in LOGS {
+        let mut kept = Kept { most, rows: VecDeque::new(), first: 0, open: BTreeMap::new() };
+        for file in files(&dir, name).map_err(cannot)? {
+            for line in BufReader::new(file).split(b'\n') {
+                // What is no line of ours is what a killed writer left.
+                if let Ok(Value::Object(line)) = serde_json::from_slice(&line.map_err(cannot)?) {
+                    kept.take(line);
+                }
             }
         }
+        rows.extend(kept.rows.into_iter().filter(wanted));
     }
-    let rows: Vec<Row> = kept.rows.into_iter().filter(wanted).collect();
+    // Each log is in order; a time is written with all its digits.
+    rows.sort_by(|a, b| a.at().cmp(b.at()));
     let rows = &rows[rows.len().saturating_sub(most)..];
     if app.global.json {
         for row in rows {
@@ -58,8 +65,8 @@ pub(super) fn run(app: &App, args: &Audit) -> anyhow::Result<Exit> {
 }
 
 /// The files, oldest first. The current one is opened first: a file that gets its number meanwhile is read once.
-fn files(dir: &Path) -> io::Result<Vec<File>> {
-    let current = match File::open(dir.join("audit.jsonl")) {
+fn files(dir: &Path, log: &str) -> io::Result<Vec<File>> {
+    let current = match File::open(dir.join(format!("{log}.jsonl"))) {
         Ok(file) => Some(file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
@@ -72,7 +79,8 @@ fn files(dir: &Path) -> io::Result<Vec<File>> {
     let is_full = |path: &PathBuf| {
         path.file_name()
             .and_then(|name| name.to_str())
-            .is_some_and(|name| name.strip_prefix("audit-").and_then(|rest| rest.strip_suffix(".jsonl")).is_some())
+            .and_then(|name| name.strip_prefix(log)?.strip_prefix('-')?.strip_suffix(".jsonl"))
+            .is_some()
     };
     numbered.retain(is_full);
     numbered.sort();
@@ -89,6 +97,12 @@ struct Row {
     swarm: String,
     /// Both lines in one.
     line: Map<String, Value>,
+}
+
+impl Row {
+    fn at(&self) -> &str {
+        self.line.get("at").and_then(Value::as_str).unwrap_or_default()
+    }
 }
 
 /// The commands, each with its answer.
@@ -110,8 +124,11 @@ impl Kept {
         if line.contains_key("command") {
             let swarm = swarm_of(&line, "asked");
             let uid = line.get("uid").and_then(Value::as_u64).unwrap_or(u64::MAX);
-            line.insert("result".to_owned(), UNKNOWN.into());
-            self.open.insert(id, self.first + self.rows.len());
+            // What was refused has its answer in the same line.
+            if !line.contains_key("result") {
+                line.insert("result".to_owned(), UNKNOWN.into());
+                self.open.insert(id, self.first + self.rows.len());
+            }
             self.rows.push_back(Row { uid, swarm, line });
             if self.rows.len() > self.most.max(Self::AT_LEAST) {
                 self.rows.pop_front();
@@ -186,13 +203,17 @@ mod tests {
             line(json!({"id": id, "at": "2026-01-02T03:04:05.000001Z", "command": "inject", "uid": uid, "door": "grpc",
                 "asked": {"swarm_id": "0199", "nodes": [0], "call_id": "a\u{1b}[2J"}}))
         };
+        let refused = line(
+            json!({"id": "5", "at": "2026-01-02T03:04:07.000001Z", "command": "terminate", "uid": 9, "door": "grpc",
+            "asked": {}, "refused": "role", "result": "not_allowed"}),
+        );
         let ok = |id: &str| line(json!({"id": id, "at": "2026-01-02T03:04:06.000001Z", "result": "ok"}));
         fs::write(dir.path().join("audit-000001.jsonl"), taken("1", 7) + "{\"half\n" + &taken("2", 8)).unwrap();
         fs::write(dir.path().join("audit-000002.jsonl"), ok("1") + &ok("nobody's")).unwrap();
-        fs::write(dir.path().join("audit.jsonl"), taken("3", 7) + &ok("3")).unwrap();
-        fs::write(dir.path().join("other.jsonl"), taken("4", 7)).unwrap();
+        fs::write(dir.path().join("audit.jsonl"), taken("3", 7) + &ok("3") + &refused).unwrap();
+        fs::write(dir.path().join("dispatch.jsonl"), taken("4", 7)).unwrap();
         let mut kept = Kept { most: 10, rows: VecDeque::new(), first: 0, open: BTreeMap::new() };
-        for file in files(dir.path()).unwrap() {
+        for file in files(dir.path(), "audit").unwrap() {
             for text in BufReader::new(file).lines() {
                 if let Ok(Value::Object(fields)) = serde_json::from_str(&text.unwrap()) {
                     kept.take(fields);
@@ -201,9 +222,9 @@ mod tests {
         }
         let rows: Vec<(u64, &str)> =
             kept.rows.iter().map(|row| (row.uid, row.line["result"].as_str().unwrap())).collect();
-        assert_eq!(rows, [(7, "ok"), (8, UNKNOWN), (7, "ok")]);
+        assert_eq!(rows, [(7, "ok"), (8, UNKNOWN), (7, "ok"), (9, "not_allowed")]);
         assert_eq!(kept.rows[0].swarm, "0199");
         assert_eq!(what(&kept.rows[0].line), "call_id=a [2J nodes=[0]");
-        assert!(files(&dir.path().join("none")).unwrap().is_empty());
+        assert!(files(&dir.path().join("none"), "audit").unwrap().is_empty());
     }
 }

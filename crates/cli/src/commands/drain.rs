@@ -15,7 +15,7 @@ const NAMED: usize = 5;
 pub(super) async fn run(app: &App, args: &Drain) -> anyhow::Result<Exit> {
     let (mut client, mut door) = router(app).await?;
     let node = node_of(&mut client, &args.node).await?;
-    let request = pb::DrainRequest { node_id: node.clone(), undo: args.undo };
+    let request = pb::DrainRequest { node_id: node.clone(), undo: args.undo, ..pb::DrainRequest::default() };
     let of_status = |status: tonic::Status| Fault::of_status(&status);
     let mut steps = door.client.drain(request).await.map_err(of_status)?.into_inner();
     let bar = app.screen.bar(0, "sessions moved");
@@ -24,7 +24,9 @@ pub(super) async fn run(app: &App, args: &Drain) -> anyhow::Result<Exit> {
         let step = tokio::select! {
             () = app.stop.cancelled() => {
                 drop(bar);
-                app.screen.note(&format!("the node goes on being emptied; take that back with: drover drain {node} --undo"));
+                app.screen.note(
+                    "the node goes on being emptied; the same command tells how far it is, and with --undo takes it back",
+                );
                 return Ok(Exit::Failed);
             }
             step = steps.message() => step.map_err(of_status)?,

@@ -12,11 +12,13 @@ use crate::client::{Client, unary};
 use crate::fault::Exit;
 use crate::render::colour;
 use crate::render::json;
-use crate::render::table::{Cell, Table, cut, width};
+use crate::render::table::{Cell, Table, cut, tame, width};
 use crate::render::words;
 
 /// From here on a screen has room for whole ids.
 const WIDE: usize = 100;
+/// What the state of a job is called that Slurm no longer knows, and nobody else.
+const LOST: &str = "UNKNOWN";
 
 pub(super) async fn run(app: &App, args: &List) -> anyhow::Result<Exit> {
     let mut client = Client::connect(app).await?;
@@ -38,7 +40,16 @@ pub(super) async fn run(app: &App, args: &List) -> anyhow::Result<Exit> {
             app.screen.note(&line);
         }
     }
+    for line in swarms.iter().filter_map(without_job) {
+        app.screen.note(&line);
+    }
     Ok(Exit::Done)
+}
+
+/// What is to be known of a swarm whose job is gone, and nobody can say how.
+fn without_job(swarm: &pb::Swarm) -> Option<String> {
+    let lost = swarm.slurm_state == LOST;
+    lost.then(|| format!("{}: swarm {} has no job any more; {}", swarm.provider_id, swarm.swarm_id, swarm.reason))
 }
 
 /// What is to be known of clusters that the list of swarms does not show. Entries that share a cluster say the same: once is enough.
@@ -61,6 +72,7 @@ fn notes(providers: &[Provider]) -> Vec<String> {
 
 async fn orphans(app: &App, client: &mut Client) -> anyhow::Result<Exit> {
     let providers = unary(client.rpc.list_providers(pb::ListProvidersRequest {})).await?.providers;
+    let swarms = unary(client.rpc.list_swarms(pb::ListSwarmsRequest {})).await?.swarms;
     if app.global.json {
         let orphans = providers.iter().flat_map(|provider| {
             provider.orphans.iter().map(|orphan| {
@@ -70,14 +82,21 @@ async fn orphans(app: &App, client: &mut Client) -> anyhow::Result<Exit> {
                 })
             })
         });
-        app.screen.out(&orphans.collect::<serde_json::Value>().to_string())?;
+        let lost = swarms.iter().filter(|swarm| swarm.slurm_state == LOST).map(|swarm| {
+            serde_json::json!({
+                "provider_id": swarm.provider_id, "job_id": swarm.job_id, "swarm_id": swarm.swarm_id,
+                "slurm_state": swarm.slurm_state, "reason": swarm.reason,
+            })
+        });
+        app.screen.out(&orphans.chain(lost).collect::<serde_json::Value>().to_string())?;
         return Ok(Exit::Done);
     }
-    for line in notes(&providers) {
-        app.screen.out(&line)?;
+    let lines: Vec<String> = notes(&providers).into_iter().chain(swarms.iter().filter_map(without_job)).collect();
+    for line in &lines {
+        app.screen.out(&tame(line))?;
     }
-    if providers.iter().all(|provider| provider.orphans.is_empty()) {
-        app.screen.note("no job of a cluster that is in use looks like one of ours without being one");
+    if lines.is_empty() {
+        app.screen.note("every job of ours on the clusters in use is of a swarm here, and no swarm has lost its job");
     }
     Ok(Exit::Done)
 }

@@ -133,6 +133,10 @@ fn address(member: &pb::Member) -> String {
     }
 }
 
+/// Capabilities by which daemons find each other and that tell a person nothing: a port, the mark of a file system. `--json`
+/// has them.
+const FOR_DAEMONS: [&str; 2] = ["handoff", "sessions"];
+
 /// What stands out about a member, the most telling first.
 fn remark(member: &pb::Member) -> String {
     let mut remarks = Vec::new();
@@ -145,7 +149,12 @@ fn remark(member: &pb::Member) -> String {
             why => format!("overloaded: {why}"),
         });
     }
-    let mut can: Vec<String> = member.capabilities.iter().map(|(key, value)| format!("{key} {value}")).collect();
+    let telling = |(key, value): &(&String, &String)| match key.as_str() {
+        "agents" => member.capabilities.get("agent") != Some(*value),
+        key => !FOR_DAEMONS.contains(&key),
+    };
+    let can = member.capabilities.iter().filter(telling);
+    let mut can: Vec<String> = can.map(|(key, value)| format!("{key} {value}")).collect();
     can.sort_unstable();
     remarks.extend(can);
     if !matches!(member.region.as_str(), "" | "default") {
@@ -282,7 +291,14 @@ mod tests {
             boot: 7,
             host: "compute-17.cluster.example.org".into(),
             since_us: 1_000_000,
-            capabilities: [("agent".to_owned(), "codex".to_owned())].into(),
+            capabilities: [
+                ("agent", "codex"),
+                ("agents", "codex"),
+                ("handoff", "7947"),
+                ("sessions", "18eca4c7567934d0"),
+            ]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
             ..pb::Member::default()
         }
     }

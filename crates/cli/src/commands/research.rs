@@ -6,35 +6,46 @@ use std::time::{Duration, Instant};
 use drover_dispatcher::Configured;
 use drover_dispatcher::core::Money;
 use drover_dispatcher::research::{
-    Finding, Grounding, Listener, Miss, Outcome, Remote, Request, ResearchSettings, Researcher, Source,
+    Finding, Grounding, Listener, Miss, Outcome, Phase, Remote, Request, ResearchSettings, Researcher, Source, usual,
 };
 use drover_dispatcher::search::{Off, SearchBackend};
 use drover_proto::dispatch as pb;
 use serde_json::{Value, json};
 
+use super::dispatch::progress::words;
 use crate::app::App;
 use crate::args::{Research, WhoseModel};
 use crate::dispatcher;
 use crate::fault::{Exit, Fault};
+use crate::render::screen::Live;
 
 /// More at once are rather a file for `drover dispatch`.
 const MOST_SUBJECTS: usize = 1000;
 const LONGEST_SUBJECT: usize = 500;
 
 pub(super) async fn run(app: &App, args: &Research) -> anyhow::Result<Exit> {
-    let request = Request { subjects: checked(&args.subjects)?, topic: args.topic.clone().unwrap_or_default() };
+    let mut phases = usual();
+    if args.barrier {
+        hold(&mut phases);
+    }
+    let topic = args.topic.clone().unwrap_or_default();
+    let request = Request { subjects: checked(&args.subjects)?, topic, phases };
     let tools = Tools::of(app)?;
-    let (remote, listener) = tools.open(app, "drover research", &args.whose).await?;
+    let run = RunName::of(args.resume.as_deref());
+    let (remote, listener) = tools.open(app, "drover research", &args.whose, &run).await?;
+    run.tell(app);
     tools.remark(app);
     let researcher = tools.researcher(&remote);
     let began = Instant::now();
     let bar = app.screen.bar(request.subjects.len() as u64, "research");
     let mut shown = InOrder::new(app);
+    let mut cost = 0.0;
     let work = async {
         let findings = researcher
             .run(&request, |finding| {
                 shown.add(finding);
-                bar.at(shown.count());
+                cost += Money::from_pico(finding.cost_pico_usd).usd();
+                tell(&bar, shown.count(), request.subjects.len(), began, cost);
             })
             .await;
         remote.close();
@@ -44,9 +55,22 @@ pub(super) async fn run(app: &App, args: &Research) -> anyhow::Result<Exit> {
     drop(bar);
     shown.result?;
     let summary = Summary::of(&findings, wall, Duration::ZERO, tools.settings.width);
-    summary.show(app)?;
+    summary.show(app, &run)?;
     heard.map_err(|status| Fault::of_status(&status))?;
     Ok(if summary.failed == 0 { Exit::Done } else { Exit::Failed })
+}
+
+/// How far it is, at what rate, how long it will still take, and what it has cost.
+pub(super) fn tell(bar: &Live, done: u64, all: usize, began: Instant, cost: f64) {
+    bar.at(done);
+    bar.say(&words(done, done, Some(all as u64), began.elapsed(), cost, 0));
+}
+
+/// Puts a barrier before every phase.
+pub(super) fn hold(phases: &mut [Phase]) {
+    for phase in phases {
+        phase.barrier = true;
+    }
 }
 
 /// Subjects that can be asked about.
@@ -63,6 +87,31 @@ fn checked(subjects: &[String]) -> Result<Vec<String>, Fault> {
                 .hint("name things briefly, and say with --topic what is to be found out about them"))
         }
         None => Ok(subjects),
+    }
+}
+
+/// The run that research is kept under.
+pub(super) struct RunName {
+    pub(super) name: String,
+    resumed: bool,
+}
+
+impl RunName {
+    /// That of an earlier run, or a fresh one.
+    pub(super) fn of(resume: Option<&str>) -> Self {
+        let fresh = || uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
+        Self { name: resume.map_or_else(fresh, str::to_owned), resumed: resume.is_some() }
+    }
+
+    /// The one beside it, in which its coordinator thinks.
+    pub(super) fn of_coordinator(&self) -> Self {
+        Self { name: format!("{}-plan", self.name), resumed: self.resumed }
+    }
+
+    /// Says how to go on, should it be stopped.
+    pub(super) fn tell(&self, app: &App) {
+        app.screen
+            .note(&format!("run {}: should it be stopped, the same with --resume {} goes on", self.name, self.name));
     }
 }
 
@@ -96,10 +145,13 @@ impl Tools {
         app: &App,
         source: &str,
         whose: &WhoseModel,
+        run: &RunName,
     ) -> Result<(Arc<Remote>, Listener), Fault> {
         let client = dispatcher::connect(app).await?;
         let open = pb::OpenRun {
             source: source.to_owned(),
+            run_id: run.name.clone(),
+            resume: run.resumed,
             provider: whose.provider.clone().unwrap_or_default(),
             model: whose.model.clone().unwrap_or_default(),
             ..pb::OpenRun::default()
@@ -251,7 +303,8 @@ impl Summary {
     /// `alone` is the part of the time in which nothing went on at once.
     pub(super) fn of(findings: &[Finding], wall: Duration, alone: Duration, width: usize) -> Self {
         let succeeded = findings.iter().filter(|finding| finding.answer().is_some()).count();
-        let busy: Duration = findings.iter().map(|finding| finding.ended.saturating_sub(finding.started)).sum();
+        // What waited for its turn would not have waited one after another, and is not counted.
+        let busy: Duration = findings.iter().map(|finding| finding.busy).sum();
         // Never more than went on at once: clocks are read a moment apart.
         let most = width.min(findings.len()).max(1) as f64;
         let speedup = if wall.is_zero() { 0.0 } else { ((busy + alone).as_secs_f64() / wall.as_secs_f64()).min(most) };
@@ -267,9 +320,9 @@ impl Summary {
         }
     }
 
-    pub(super) fn show(&self, app: &App) -> std::io::Result<()> {
+    pub(super) fn show(&self, app: &App, run: &RunName) -> std::io::Result<()> {
         if app.global.json {
-            return app.screen.out(&self.document().to_string());
+            return app.screen.out(&self.document(run).to_string());
         }
         let unpriced = match self.unpriced {
             0 => String::new(),
@@ -287,9 +340,9 @@ impl Summary {
         Ok(())
     }
 
-    fn document(&self) -> Value {
+    fn document(&self, run: &RunName) -> Value {
         json!({"summary": {
-            "tasks": self.tasks, "succeeded": self.succeeded, "failed": self.failed, "grounded": self.grounded,
+            "run_id": run.name, "tasks": self.tasks, "succeeded": self.succeeded, "failed": self.failed, "grounded": self.grounded,
             "wall_ms": self.wall.as_millis() as u64, "speedup": self.speedup, "cost_usd": self.cost.usd(),
             "unpriced_searches": self.unpriced,
         }})

@@ -223,7 +223,12 @@ async fn look(args: SiteProbe) -> SiteReport {
     if args.codex {
         // Found as a worker finds it: as configured, on its PATH, and then among what we have installed.
         let installed = Some(args.dir.join(drover_allocator::TOOLS).join("codex")).filter(|path| path.exists());
-        let config = |codex_bin| drover_config::WorkerConfig { codex_bin, ..drover_config::WorkerConfig::default() };
+        let codex_home = args.codex_home.clone();
+        let config = |codex_bin| drover_config::WorkerConfig {
+            codex_bin,
+            codex_home: codex_home.clone(),
+            ..drover_config::WorkerConfig::default()
+        };
         let (mut settings, chosen) = (config(args.codex_bin.clone()), args.codex_bin.is_some());
         let mut found = codex::find(&settings);
         if let (Err(_), false, Some(installed)) = (&found, chosen, installed) {

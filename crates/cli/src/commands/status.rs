@@ -1,24 +1,33 @@
 //! `drover status`: one swarm and its nodes.
 
+use drover_proto::allocator::Orphan;
 use drover_proto::router as pb;
+use drover_types::ErrorCode;
+use serde_json::json;
 
 use super::members::load;
 use super::now_ms;
 use crate::app::App;
 use crate::args::Swarm;
-use crate::client::Client;
+use crate::client::{Client, unary};
 use crate::fault::{Exit, Fault};
 use crate::render::colour::{self, Tone};
-use crate::render::json;
+use crate::render::json as shown;
 use crate::render::table::{self, Cell, Table, cut, one_line};
 use crate::render::words;
 
 pub(super) async fn run(app: &App, args: &Swarm) -> anyhow::Result<Exit> {
     let mut client = Client::connect(app).await?;
-    let answer = client.swarm(&args.swarm).await?;
+    let answer = match client.swarm(&args.swarm).await {
+        Ok(answer) => answer,
+        Err(fault) if fault.code == Some(ErrorCode::UnknownSwarm) => {
+            return orphan(app, &mut client, args.swarm.trim(), fault).await;
+        }
+        Err(fault) => return Err(fault.into()),
+    };
     let swarm = answer.swarm.ok_or_else(|| Fault::failed("the router said nothing about the swarm"))?;
     if app.global.json {
-        let mut document = json::swarm(&swarm);
+        let mut document = shown::swarm(&swarm);
         if !answer.backend_error.is_empty() {
             document["backend_error"] = answer.backend_error.into();
         }
@@ -26,6 +35,41 @@ pub(super) async fn run(app: &App, args: &Swarm) -> anyhow::Result<Exit> {
     } else {
         show(app, &swarm, &answer.backend_error)?;
     }
+    Ok(Exit::Done)
+}
+
+/// A swarm that nobody here has: a cluster may have a job with its name all the same.
+async fn orphan(app: &App, client: &mut Client, id: &str, unknown: Fault) -> anyhow::Result<Exit> {
+    let Ok(answer) = unary(client.rpc.list_providers(pb::ListProvidersRequest {})).await else {
+        return Err(unknown.into());
+    };
+    let jobs: Vec<(&str, &Orphan)> = answer
+        .providers
+        .iter()
+        .flat_map(|provider| provider.orphans.iter().map(|orphan| (provider.id.as_str(), orphan)))
+        .filter(|(_, orphan)| orphan.swarm_id == id)
+        .collect();
+    let Some((provider, orphan)) = jobs.first() else { return Err(unknown.into()) };
+    let reason = "a job of this swarm is on the cluster, and this instance does not have the swarm";
+    let hint = format!("`scancel {}` there ends the job if nobody else needs it", orphan.job_id);
+    if app.global.json {
+        let document = json!({
+            "swarm_id": orphan.swarm_id, "status": "orphan", "reason": reason, "job_id": orphan.job_id,
+            "slurm_state": orphan.backend_state, "provider_id": provider,
+            "jobs": jobs.iter().map(|(_, orphan)| &orphan.job_id).collect::<Vec<_>>(),
+        });
+        app.screen.out(&document.to_string())?;
+        return Ok(Exit::Done);
+    }
+    let paint = app.screen.paint();
+    let mut facts = vec![("swarm", orphan.swarm_id.clone()), ("status", format!("orphan: {reason}"))];
+    facts.extend(jobs.iter().map(|(provider, orphan)| {
+        ("job", format!("{} on {provider} ({})", orphan.job_id, words::dash(&orphan.backend_state)))
+    }));
+    for (name, value) in facts {
+        app.screen.out(&format!("{}{}", paint.paint(Tone::Dim, &format!("{name:<11}")), one_line(&value)))?;
+    }
+    app.screen.note(&hint);
     Ok(Exit::Done)
 }
 

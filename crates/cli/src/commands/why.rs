@@ -12,6 +12,7 @@ use crate::client::unary;
 use crate::fault::{Exit, Fault};
 use crate::render::colour;
 use crate::render::json::timestamp;
+use crate::render::table::tame;
 
 pub(super) async fn run(app: &App, args: &Why) -> anyhow::Result<Exit> {
     let (mut client, mut door) = router(app).await?;
@@ -39,10 +40,10 @@ pub(super) async fn run(app: &App, args: &Why) -> anyhow::Result<Exit> {
     let state = paint.paint(colour::of_state(&answer.state), &answer.state);
     app.screen.out(&format!("{} {} is {state}", answer.kind, answer.id))?;
     for reason in &answer.because {
-        app.screen.out(&format!("  because  {reason}"))?;
+        app.screen.out(&format!("  because  {}", tame(reason)))?;
     }
     for advice in &answer.next {
-        app.screen.out(&format!("  next     {advice}"))?;
+        app.screen.out(&format!("  next     {}", tame(advice)))?;
     }
     Ok(Exit::Done)
 }

@@ -62,7 +62,7 @@ impl Screen {
 
     /// A word to the person, also when standard error goes to a file. It must not fail a command.
     pub(crate) fn note(&self, text: &str) {
-        let text = self.err.paint(Tone::Dim, text);
+        let text = self.err.paint(Tone::Dim, &table::tame(text));
         self.multi.suspend(|| {
             let _ = writeln!(io::stderr(), "{text}");
         });
@@ -77,9 +77,10 @@ impl Screen {
 
     /// Something went wrong.
     pub(crate) fn complain(&self, text: &str, hint: &str) {
-        let mut message = format!("{} {text}\n", self.err.paint(Tone::Bad, "error:"));
+        // What others have said is passed on, and what a terminal would make of it is not.
+        let mut message = format!("{} {}\n", self.err.paint(Tone::Bad, "error:"), table::tame(text));
         if !hint.is_empty() {
-            message.extend([&self.err.paint(Tone::Busy, "hint:"), " ", hint, "\n"]);
+            message.extend([&self.err.paint(Tone::Busy, "hint:"), " ", &table::tame(hint), "\n"]);
         }
         self.raw_error(&message);
     }

@@ -107,6 +107,11 @@ pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().filter(|c| !c.is_control()).collect()
 }
 
+/// Text of several lines that somebody else wrote, without what could move the cursor of a terminal.
+pub(crate) fn tame(text: &str) -> String {
+    text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control()).collect()
+}
+
 /// The width of the terminal on standard output; 80 when it has no sensible one. What goes to a file or a program is not
 /// shortened to fit a screen.
 pub(crate) fn width() -> usize {

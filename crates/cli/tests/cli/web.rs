@@ -165,6 +165,58 @@ fn research_answers_in_the_order_of_the_subjects_and_says_what_each_rests_on() {
 }
 
 #[test]
+fn research_that_was_stopped_goes_on_without_asking_again() {
+    let site = site();
+    let counted = std::sync::Arc::new(std::sync::Mutex::new(Vec::<String>::new()));
+    let counting = std::sync::Arc::clone(&counted);
+    // A second door to the same site, which counts.
+    let door = serve(move |path| {
+        counting.lock().unwrap().push(path.to_owned());
+        let (status, kind, body) = animals(path);
+        (status, kind, body.replace("HOST", &site.to_string()))
+    });
+    let home = home(site, &format!("  search: {{backend: searxng, base_url: \"http://{door}\"}}\n"));
+    let (code, out, err) = home.run(&["research", "sheep", "goats", "sheep", "--json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let run = lines(&out)[3]["summary"]["run_id"].as_str().unwrap().to_owned();
+    assert!(err.contains(&format!("--resume {run}")), "{err}");
+    let asked = counted.lock().unwrap().len();
+    assert_eq!(asked, 3, "one search for each: {:?}", counted.lock().unwrap());
+    // In another order, and with one more.
+    let (code, out, err) = home.run(&["research", "goats", "sheep", "sheep", "yaks", "--json", "--resume", &run]);
+    assert_eq!(code, Some(0), "{err}");
+    let again = lines(&out);
+    let brief = |line: &Value| format!("{} {} {}", line["subject"], line["status"], line["grounding"]);
+    assert_eq!(brief(&again[0]), r#""goats" "succeeded" "none""#);
+    assert_eq!(brief(&again[1]), r#""sheep" "succeeded" "page""#);
+    assert_eq!(counted.lock().unwrap().len(), asked + 1, "only what is new is searched for");
+    let request = "Compare the three oldest breeds of sheep";
+    let (code, out, err) = home.run(&["ask", request, "--json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let run = lines(&out).last().unwrap()["summary"]["run_id"].as_str().unwrap().to_owned();
+    let asked = counted.lock().unwrap().len();
+    let (code, out_again, err) = home.run(&["ask", request, "--json", "--resume", &run]);
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(counted.lock().unwrap().len(), asked, "nothing is searched for again");
+    let answer = |out: &str| lines(out).iter().find(|line| line["answer"].is_string()).unwrap()["answer"].clone();
+    assert_eq!(answer(&out_again), answer(&out));
+}
+
+#[test]
+fn waiting_for_a_turn_is_no_work_that_was_saved() {
+    let home = Home::new();
+    // Eight may be on their way, and one is asked about at a time: nothing is faster than one after another.
+    let config = "node_scaling:\n  listen: 127.0.0.1:0\n  limits: {max_nodes: 8, max_concurrent_api: 1, hedge: false}\n  \
+                  sim: {latency: 100ms}\n";
+    std::fs::write(home.path().join("drover.yaml"), config).unwrap();
+    let (code, out, err) = home.run(&["research", "a", "b", "c", "d", "e", "f", "--json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let summary = lines(&out).pop().unwrap()["summary"].clone();
+    let speedup = summary["speedup"].as_f64().unwrap();
+    assert!(speedup > 0.0 && speedup < 1.1, "{summary}");
+}
+
+#[test]
 fn ask_shows_the_plan_and_its_price_and_answers_from_the_findings() {
     let site = site();
     let home = home(site, "");
@@ -175,6 +227,8 @@ fn ask_shows_the_plan_and_its_price_and_answers_from_the_findings() {
     assert_eq!(lines.len(), 8, "a plan, five findings, an answer, a summary: {out}");
     let plan = &lines[0]["plan"];
     assert_eq!((plan["subjects"].as_array().unwrap().len(), &plan["calls"]), (5, &6.into()));
+    let phases: Vec<&Value> = plan["phases"].as_array().unwrap().iter().map(|phase| &phase["kind"]).collect();
+    assert_eq!(phases, ["search", "fetch", "analyze"]);
     assert_eq!(
         (&plan["worst_case_usd"], &plan["simulated"], &plan["searches"]),
         (&0.0.into(), &true.into(), &0.into())
@@ -189,14 +243,21 @@ fn ask_shows_the_plan_and_its_price_and_answers_from_the_findings() {
 
     let (code, out, err) = home.run(&["ask", request]);
     assert_eq!(code, Some(0), "{err}");
-    for said in
-        ["search is off", "plan, simulated: AI companies 1", "at most 0 searches", "simulated", "resting on no source"]
-    {
+    for said in [
+        "search is off",
+        "plan, simulated: AI companies 1",
+        "phases of each subject: search, fetch, analyze",
+        "at most 0 searches",
+        "simulated",
+        "resting on no source",
+    ] {
         assert!(err.contains(said), "{said}: {err}");
     }
     assert!(!out.trim().is_empty());
     let (code, out, err) = home.run(&["ask", request, "--dry-run"]);
     assert!(code == Some(0) && out.is_empty() && err.contains("plan"), "{out} {err}");
+    let (_, _, err) = home.run(&["ask", request, "--dry-run", "--barrier"]);
+    assert!(err.contains("all together: fetch, all together: analyze"), "{err}");
     let (code, _, err) = home.run(&["ask", "  "]);
     assert!(code == Some(2) && err.contains("empty"), "{err}");
 

@@ -1,7 +1,7 @@
 //! `drover dispatch`: many prompts at once, results as they finish.
 
 mod input;
-mod progress;
+pub(super) mod progress;
 
 use std::fmt::Write as _;
 
@@ -63,6 +63,7 @@ pub(super) async fn run(app: &App, args: Dispatch) -> anyhow::Result<Exit> {
         model: args.model.clone().unwrap_or_default(),
         source: source.clone(),
         weight: 0,
+        any_order: false,
     };
     let open = pb::DispatchRequest { request: Some(dispatch_request::Request::Open(open)) };
     // There is room: the queue is new.
@@ -191,7 +192,8 @@ impl Run<'_> {
         let paint = self.app.screen.paint();
         let id = paint.paint(Tone::Dim, &format!("{} |", result.id));
         if result.status == "succeeded" {
-            return self.app.screen.out(&format!("{id} {}", result.output));
+            let cut = if result.truncated { " [cut at max_tokens]" } else { "" };
+            return self.app.screen.out(&format!("{id} {}{}", result.output, paint.paint(Tone::Dim, cut)));
         }
         let error = paint.paint(Tone::Bad, &format!("[{}: {}]", result.status, result.error));
         self.app.screen.out(&format!("{id} {error}"))
@@ -210,7 +212,7 @@ impl Run<'_> {
             let _ = write!(said, ", {} of them from the cache", summary.cached);
         }
         let _ = write!(said, "; {:.2} s", summary.wall_ms as f64 / 1000.0);
-        if summary.calls > 0 {
+        if summary.sequential_ms > 0 {
             let _ = write!(
                 said,
                 ", {:.1} times as fast as one after another ({:.2} s), {} at once at most",
@@ -268,6 +270,7 @@ fn result_json(result: &pb::TaskResult) -> Value {
         "number": result.number,
         "resumed": result.resumed,
         "cached": result.cached,
+        "truncated": result.truncated,
         "detail": serde_json::from_str::<Value>(&result.detail).unwrap_or_default(),
         "simulated": result.simulated,
         "input_tokens": result.input_tokens,

@@ -47,7 +47,15 @@ impl Progress {
     }
 }
 
-fn words(done: u64, fresh: u64, total: Option<u64>, elapsed: Duration, cost: f64, open_tasks: u32) -> String {
+/// Rate, time left and cost, in a line.
+pub(in crate::commands) fn words(
+    done: u64,
+    fresh: u64,
+    total: Option<u64>,
+    elapsed: Duration,
+    cost: f64,
+    open_tasks: u32,
+) -> String {
     let rate = fresh as f64 / elapsed.as_secs_f64().max(0.001);
     let mut said = match total {
         Some(_) => format!("{rate:.1}/s"),

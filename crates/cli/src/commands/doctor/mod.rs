@@ -18,6 +18,7 @@ use crate::args::Doctor;
 use crate::codex;
 use crate::fault::Exit;
 use crate::render::colour::Tone;
+use crate::render::table::tame;
 use crate::render::words;
 
 /// What one look found.
@@ -158,9 +159,13 @@ fn report(app: &App, checks: &[Check]) -> anyhow::Result<Exit> {
                 "warning" => paint.paint(Tone::Warn, "warn"),
                 _ => paint.paint(Tone::Bad, "FAIL"),
             };
-            app.screen.out(&format!("{mark}  {:<16}  {}", check.name, check.detail))?;
+            app.screen.out(&format!("{mark}  {:<16}  {}", check.name, tame(&check.detail)))?;
             if !check.hint.is_empty() {
-                app.screen.out(&format!("{:24}{}", "", paint.paint(Tone::Busy, &format!("-> {}", check.hint))))?;
+                app.screen.out(&format!(
+                    "{:24}{}",
+                    "",
+                    paint.paint(Tone::Busy, &format!("-> {}", tame(&check.hint)))
+                ))?;
             }
         }
         app.screen.out(&match (failed, warnings) {

@@ -23,6 +23,7 @@ pub(super) async fn cluster(config: &Config, asked: Option<&str>, fix: bool) -> 
         partition: entry.defaults.get("partition").cloned(),
         codex: entry.agent.unwrap_or(config.worker.agent) == AgentKind::Codex,
         codex_bin: config.worker.codex_bin.as_ref().map(|path| path.display().to_string()),
+        codex_home: config.worker.codex_home.as_ref().map(|path| path.display().to_string()),
         install_codex: fix.then(|| drover_worker::codex::TESTED_VERSION.to_owned()),
         ..Wishes::default()
     };
