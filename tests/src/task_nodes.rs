@@ -1,4 +1,5 @@
-//! Pages read on eight nodes, three of which are killed midway: none lost, none done twice, evenly spread.
+//! Pages read on eight nodes, three of which are killed midway: none lost, none done twice, evenly spread. Of some of them a
+//! model is asked: that is done by the dispatcher, once for each, whatever happens to nodes.
 //!
 //! Nodes are real workers of a swarm on this machine, with their membership. The judge is the site that they read, which counts
 //! every request: a page may be asked for again only when a node died while it was being read.
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use drover_service::{StateDir, address_book};
 use drover_testkit::cluster::{Cluster, signal};
+use drover_testkit::mock_llm::{MockLlm, Settings};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -25,19 +27,31 @@ use crate::cli::json;
 const PAGE: Duration = Duration::from_millis(20);
 /// How long a page may have been under way when its node was killed, on a machine that stalls.
 const UNDER_WAY: Duration = Duration::from_secs(10);
+/// How much later than its node's death a request may be read, on such a machine.
+const LATE: Duration = Duration::from_secs(1);
 /// How far a node may be from the mean of those that lived as long.
 const EVEN: f64 = 0.10;
 const PATIENCE: Duration = Duration::from_mins(2);
+/// What the model says about every page.
+const ANSWER: &str = "It is the page that was shown.";
 
 /// How much to do.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// Pages.
     pub tasks: usize,
+    /// A model is asked about one in so many.
+    pub extract_every: usize,
     /// Nodes.
     pub nodes: usize,
     /// How many of them are killed, at equal distances.
     pub kills: usize,
+}
+
+impl Plan {
+    fn is_extract(self, number: usize) -> bool {
+        number.is_multiple_of(self.extract_every)
+    }
 }
 
 /// What was seen.
@@ -49,6 +63,8 @@ pub struct Report {
     pub killed: Vec<String>,
     /// Pages asked for a second time, each of them under way at a kill.
     pub asked_again: usize,
+    /// Calls to the model, by its own count: one for each page that it is asked about.
+    pub model_calls: u64,
     /// The furthest that a node which lived was from their mean, as a share of it.
     pub furthest: f64,
     /// How long the run took.
@@ -132,12 +148,15 @@ fn words(number: &str) -> String {
 /// Reads the pages, kills, and judges.
 pub async fn run(plan: Plan) -> anyhow::Result<Report> {
     let site = tokio::task::spawn_blocking(Site::start).await??;
+    let model = MockLlm::start(Settings { latency_ms: 5.0, answer: Some(ANSWER.to_owned()), ..Settings::default() })?;
     let config = format!(
         "worker: {{agent: echo, run_tasks: true, max_restarts: 0}}\n\
          swarm:\n  discovery: {{gossip_interval: 200ms, node_timeout: 1s}}\n  \
          load_monitor: {{cpu_weight: 0, memory_weight: 0, session_weight: 1}}\n\
-         node_scaling:\n  listen: 127.0.0.1:0\n  provider: {{name: sim}}\n  limits: {{max_nodes: 32, max_concurrent_api: 32}}\n  \
+         node_scaling:\n  listen: 127.0.0.1:0\n  provider: {{name: mock, model: m, base_url: \"{}\", max_tokens: 64}}\n  \
+         cost: {{allow_unknown_prices: true}}\n  limits: {{max_nodes: 32, max_concurrent_api: 32, hedge: false}}\n  \
          fetch: {{allow: [\"{}\"]}}\n",
+        model.base_url("openai"),
         site.addr
     );
     // All nodes share one machine, so what is measured of it says nothing about any of them: only their sessions count.
@@ -150,8 +169,12 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
 
     let mut tasks = String::new();
     for number in 0..plan.tasks {
-        let _ =
-            writeln!(tasks, r#"{{"id": "{number}", "kind": "fetch", "url": "http://{}/page/{number}"}}"#, site.addr);
+        let what = if plan.is_extract(number) {
+            r#""kind": "extract", "prompt": "Which page is it?""#
+        } else {
+            r#""kind": "fetch""#
+        };
+        let _ = writeln!(tasks, r#"{{"id": "{number}", {what}, "url": "http://{}/page/{number}"}}"#, site.addr);
     }
     let file = cluster.dir().join("tasks.jsonl");
     std::fs::write(&file, tasks)?;
@@ -186,7 +209,10 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
     let text = std::fs::read_to_string(&out)?;
     let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let report = judge(plan, &lines, &killed, &when, &site)?;
-    Ok(Report { took, ..report })
+    let ledger = model.ledger();
+    let asked_about = (0..plan.tasks).filter(|number| plan.is_extract(*number)).count() as u64;
+    ensure!(ledger.answered == asked_about && ledger.answered_again == 0, "not one call for each page: {ledger:?}");
+    Ok(Report { took, model_calls: ledger.calls, ..report })
 }
 
 fn judge(plan: Plan, lines: &[Value], killed: &[String], when: &[Instant], site: &Site) -> anyhow::Result<Report> {
@@ -198,7 +224,15 @@ fn judge(plan: Plan, lines: &[Value], killed: &[String], when: &[Instant], site:
         let id: usize = result["id"].as_str().context("no id")?.parse()?;
         ensure!(!std::mem::replace(&mut seen[id], true), "task {id} has two results");
         let told = result["output"].as_str().unwrap_or_default().trim().to_owned();
-        ensure!(result["status"] == "succeeded" && told == words(&id.to_string()), "{result}");
+        let page = words(&id.to_string());
+        let wanted = if plan.is_extract(id) { ANSWER } else { &page };
+        ensure!(result["status"] == "succeeded" && told == wanted, "{result}");
+        if plan.is_extract(id) {
+            // What the model was shown is this page, whichever node read it.
+            let shown = &result["detail"];
+            let own = shown["url"] == format!("http://{}/page/{id}", site.addr) && shown["chars"] == page.len();
+            ensure!(own && result["provider"] == "mock", "{result}");
+        }
         let node = result["detail"]["read_by"].as_str().with_context(|| format!("no node read it: {result}"))?;
         *report.read_by.entry(node.to_owned()).or_default() += 1;
     }
@@ -207,8 +241,12 @@ fn judge(plan: Plan, lines: &[Value], killed: &[String], when: &[Instant], site:
     for (path, times) in asked.iter().filter(|(_, times)| times.len() > 1) {
         // Only a death between two requests is a reason for the second.
         let excused = |pair: &[Instant]| {
-            when.iter()
-                .any(|kill| pair[0] <= *kill && *kill <= pair[1] + PAGE && kill.duration_since(pair[0]) < UNDER_WAY)
+            when.iter().any(|kill| {
+                // What the node had asked for when it died may be read by the site a little later.
+                pair[0] <= *kill + LATE
+                    && *kill <= pair[1] + PAGE
+                    && kill.saturating_duration_since(pair[0]) < UNDER_WAY
+            })
         };
         ensure!(times.windows(2).all(excused), "{path} was read again without need: {times:?}, kills {when:?}");
         report.asked_again += 1;

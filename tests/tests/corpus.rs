@@ -18,6 +18,8 @@ mod targets;
 
 /// Long enough to see that a target still works, short enough for every change.
 const BUDGET: Duration = Duration::from_secs(6);
+/// The same for targets that are many and small.
+const SMALL: Duration = Duration::from_secs(1);
 /// What formats are made of; random bytes alone rarely get past the first brace.
 const WORDS: &[&str] = &[
     "{",
@@ -114,8 +116,12 @@ fn text(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked")
 }
 
-#[expect(clippy::print_stderr, reason = "a seed that finds something must be seen")]
 fn run(name: &str) {
+    run_for(name, BUDGET);
+}
+
+#[expect(clippy::print_stderr, reason = "a seed that finds something must be seen")]
+fn run_for(name: &str, budget: Duration) {
     let (_, target) = *targets::TARGETS.iter().find(|(known, _)| *known == name).unwrap();
     let seeds = corpus(name);
     for bytes in &seeds {
@@ -127,7 +133,7 @@ fn run(name: &str) {
         let began = Instant::now();
         for round in 0..20_000 {
             feed(name, target, &mutate(&mut rng, &seeds), seed);
-            if round >= 500 && began.elapsed() > BUDGET {
+            if round >= 100 && began.elapsed() > budget {
                 break;
             }
         }
@@ -157,6 +163,41 @@ fn no_bytes_upset_the_config_loader() {
 #[test]
 fn no_bytes_upset_the_gossip() {
     run("gossip");
+}
+
+#[test]
+fn no_bytes_upset_the_records_of_a_session() {
+    run_for("session", SMALL);
+}
+
+#[test]
+fn no_bytes_upset_the_files_of_a_session() {
+    run_for("bundle", SMALL);
+}
+
+#[test]
+fn no_bytes_upset_the_moving_of_sessions() {
+    run_for("transfer", SMALL);
+}
+
+#[test]
+fn no_bytes_upset_the_reader_of_providers_answers() {
+    run_for("http_answer", SMALL);
+}
+
+#[test]
+fn no_bytes_upset_the_short_way_of_the_dispatcher() {
+    run_for("http_request", SMALL);
+}
+
+#[test]
+fn no_bytes_upset_the_reader_of_pages() {
+    run_for("page", SMALL);
+}
+
+#[test]
+fn no_bytes_upset_the_reader_of_chats() {
+    run_for("telegram", SMALL);
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok};
-use drover_e2e::handoff::faults;
 use drover_e2e::handoff::nodes::{Door, LIMIT, Nodes, Plan};
+use drover_e2e::handoff::{faults, orders};
 use drover_proto::handoff::handoff_service_client::HandoffServiceClient;
 use drover_proto::handoff::send_response::Update;
 use drover_proto::handoff::{Answer, GetStatusRequest, HandoffRequest, OpenSession, SendRequest};
@@ -85,6 +85,16 @@ async fn turns_through_every_door_during_moves_are_answered_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_emptied_keeps_nothing_and_the_others_get_even_shares() {
     passed(faults::emptied(30).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_outlives_its_door_its_planner_and_its_node() {
+    passed(orders::a_drain_outlives_everybody(24).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_who_listens_and_does_not_read_loses_nothing() {
+    passed(orders::a_listener_that_does_not_read().await);
 }
 
 /// Five times as fast as by default.

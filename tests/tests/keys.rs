@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use drover_e2e::cli::{json, json_lines, ok, run};
 use drover_proto::common::LaunchSpec;
+use drover_proto::handoff::handoff_service_client::HandoffServiceClient;
+use drover_proto::handoff::{OpenSession, SendRequest};
 use drover_proto::router::launch_swarm_response::Step;
 use drover_proto::router::{InjectRequest, LaunchSwarmRequest};
 use drover_testkit::cluster::{Cluster, program};
@@ -255,7 +257,7 @@ async fn traces_go_where_they_are_told() {
         }
     }
     // One asker names its trace in the request, another one in the metadata of its call.
-    let traces = [[0xa1_u8; 16], [0xb2_u8; 16], launched];
+    let traces = [[0xa1_u8; 16], [0xb2_u8; 16], launched, [0xd4_u8; 16]];
     let hex = |trace: [u8; 16]| format!("{:032x}", u128::from_be_bytes(trace));
     for (index, trace) in traces[..2].iter().enumerate() {
         let traceparent = format!("00-{}-1111111111111111-01", hex(*trace));
@@ -272,7 +274,36 @@ async fn traces_go_where_they_are_told() {
         while answers.message().await.unwrap().is_some() {}
     }
 
+    // What is said in a session goes through the router to the node that has it.
+    let target = drover_service::Target::Daemon { state: cluster.state().clone(), name: "router".to_owned() };
+    let mut door = HandoffServiceClient::new(drover_service::connect(target));
+    let begun = Instant::now();
+    loop {
+        let mut call = tonic::Request::new(SendRequest {
+            session_id: "traced".to_owned(),
+            request_id: "r1".to_owned(),
+            prompt: "hello".to_owned(),
+            open: Some(OpenSession { agent: "echo".to_owned(), ..OpenSession::default() }),
+            ..SendRequest::default()
+        });
+        let traceparent = format!("00-{}-1111111111111111-01", hex(traces[3]));
+        call.metadata_mut().insert("traceparent", traceparent.parse().unwrap());
+        // The node may not have told yet that it takes sessions.
+        let status = match door.send(call).await {
+            Ok(answer) => {
+                let mut answer = answer.into_inner();
+                while answer.message().await.unwrap().is_some() {}
+                break;
+            }
+            Err(status) => status,
+        };
+        assert!(begun.elapsed() < Duration::from_secs(30), "{status}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
     let mut wanted: Vec<(&str, &str, usize)> = vec![
+        ("drover-router", "Send", 3),
+        ("drover-handoff-coordinator", "session_turn", 3),
         ("drover-router", "LaunchSwarm", 2),
         ("drover-slurm-allocator", "EnsureAllocation", 2),
         ("drover-router", "inject", 0),

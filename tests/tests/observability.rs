@@ -169,10 +169,13 @@ async fn what_counts_only_when_it_happens(cluster: &Cluster) -> Running {
 
     let of_nodes = |entry: &Entry| entry.name.starts_with("gossip-membership-");
     let deadline = Instant::now() + PATIENCE;
+    let of_sessions = |entry: &Entry| entry.name.starts_with("handoff-coordinator-");
     let node = loop {
-        match address_book::list(cluster.state()).into_iter().find(of_nodes) {
-            Some(node) => break node,
-            None => assert!(Instant::now() < deadline, "no node's membership daemon listens"),
+        let entries = address_book::list(cluster.state());
+        let sessions = entries.iter().any(of_sessions);
+        match entries.into_iter().find(of_nodes) {
+            Some(node) if sessions => break node,
+            _ => assert!(Instant::now() < deadline, "no node's membership daemon and daemon of sessions listen"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
@@ -213,7 +216,15 @@ async fn a_real_prometheus_finds_and_scrapes_every_daemon() {
     let _alone = what_counts_only_when_it_happens(&cluster).await;
     // Of each kind at least one.
     let entries = address_book::list(cluster.state());
-    let kinds = ["router", "slurm-allocator", "outbox-follower", "llm-dispatcher", "worker", "gossip-membership"];
+    let kinds = [
+        "router",
+        "slurm-allocator",
+        "outbox-follower",
+        "llm-dispatcher",
+        "worker",
+        "gossip-membership",
+        "handoff-coordinator",
+    ];
     for kind in kinds {
         assert!(entries.iter().any(|entry| entry.name.starts_with(kind)), "no {kind} among {entries:?}");
     }

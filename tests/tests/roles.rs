@@ -27,6 +27,7 @@ const TERMINATOR: u32 = 61_004;
 const APPROVER: u32 = 61_005;
 const COLLEAGUE: u32 = 61_006;
 const STRANGER: u32 = 61_007;
+const SPENDER: u32 = 61_008;
 const PROMPT: &str = "the-prompt-that-no-audit-tells";
 const TOKEN: &str = "token-of-the-test-0123456789";
 
@@ -45,7 +46,7 @@ fn is_root() -> bool {
 fn config(more: &str) -> String {
     format!(
         "worker: {{agent: echo}}\nsecurity:\n  roles:\n    read: [{READER}, {COLLEAGUE}]\n    inject: [{INJECTOR}, {COLLEAGUE}]\n    \
-         launch: [{LAUNCHER}]\n    terminate: [{TERMINATOR}]\n    approve: [{APPROVER}]\n{more}"
+         launch: [{LAUNCHER}]\n    terminate: [{TERMINATOR}]\n    approve: [{APPROVER}]\n    dispatch: [{SPENDER}]\n{more}"
     )
 }
 
@@ -98,10 +99,15 @@ const PERMISSION_DENIED: Option<u32> = Some(7);
 /// Codes of calls with an empty message by this user, none for a stream that goes on. An empty call that may come in fails
 /// for another reason, or not at all.
 fn codes(uid: u32, router: &str, header: &str, methods: &[&'static str]) -> Vec<(&'static str, Option<u32>)> {
+    codes_of(uid, &format!("{router}/drover.router.v1.RouterService"), header, methods)
+}
+
+/// The same at this service.
+fn codes_of(uid: u32, at: &str, header: &str, methods: &[&'static str]) -> Vec<(&'static str, Option<u32>)> {
     let script = format!(
         r#"call() {{ printf '\0\0\0\0\0' | curl -s -N -m "$2" --http2-prior-knowledge -X POST -D - -o /dev/null \
             -H 'content-type: application/grpc' -H 'te: trailers' {header} --data-binary @- \
-            "http://{router}/drover.router.v1.RouterService/$1" | tr -d '\r' | sed -n 's/^grpc-status: //p' | head -1; }}
+            "http://{at}/$1" | tr -d '\r' | sed -n 's/^grpc-status: //p' | head -1; }}
         for method in {}; do
             case $method in WatchMembers) most=3;; *) most=30;; esac
             echo "$method $(call $method $most)"
@@ -199,7 +205,19 @@ async fn each_role_opens_what_it_names_and_nothing_else() {
     });
     let told = codes(STRANGER, &router, "", &["GetInfo", "ListSwarms"]);
     assert!(told.iter().all(|(_, code)| code.is_none()), "a stranger is not even refused: {told:?}");
-    // Roles are the router's; other daemons are shut.
+    // The dispatcher has a role of its own, and one log of who used it. Whoever has others is a stranger there, as the spender is here.
+    fs::write(cluster.dir().join("prompts.txt"), format!("{PROMPT}\n")).unwrap();
+    must(ok(&cluster, &["dispatch", "prompts.txt", "--provider", "sim"]));
+    let dispatcher = address_book::read(cluster.state(), "llm-dispatcher").unwrap().listen;
+    let service = format!("{dispatcher}/drover.dispatch.v1.DispatchService");
+    let spending = ["Dispatch", "GetStatus", "GetSpend", "ListRuns", "Cancel"];
+    for (uid, may) in [(0, true), (SPENDER, true), (COLLEAGUE, false), (STRANGER, false)] {
+        for (method, code) in codes_of(uid, &service, "", &spending) {
+            assert_eq!(code.is_some_and(|code| Some(code) != PERMISSION_DENIED), may, "user {uid}, {method}: {code:?}");
+        }
+    }
+    assert!(codes(SPENDER, &router, "", &["GetInfo"])[0].1.is_none());
+    // Other daemons know no roles.
     let allocator = address_book::read(cluster.state(), "slurm-allocator").unwrap().listen;
     let metrics = |uid| as_user(uid, &format!("curl -s -m 5 http://{allocator}/metrics"), "").stdout.len();
     assert!(metrics(0) > 1000 && metrics(COLLEAGUE) == 0);
@@ -261,7 +279,24 @@ async fn each_role_opens_what_it_names_and_nothing_else() {
             "{done}"
         );
     }
-    assert_eq!(of(COLLEAGUE, "grpc", "terminate").len() + of(COLLEAGUE, "json-line", "terminate").len(), 0);
+    // What was refused is there too, with why; and nothing else came of it.
+    for (uid, door, name) in [
+        (COLLEAGUE, "grpc", "terminate"),
+        (COLLEAGUE, "json-line", "terminate"),
+        (READER, "grpc", "launch"),
+        (LAUNCHER, "grpc", "list_swarms"),
+        (INJECTOR, "json-line", "connect"),
+    ] {
+        let refused = of(uid, door, name);
+        let is_refusal = |row: &&Value| row["result"] == "not_allowed" && row["refused"] == "role";
+        assert!(!refused.is_empty() && refused.iter().all(is_refusal), "{uid} {door} {name}: {refused:?}");
+    }
+    let dispatched = of(0, "grpc", "dispatch");
+    let done = dispatched.iter().find(|row| row["result"] == "ok").unwrap_or_else(|| panic!("{dispatched:?}"));
+    assert_eq!(
+        (&done["told"]["tasks"], &done["asked"]["provider"]),
+        (&serde_json::json!(1), &serde_json::json!("sim"))
+    );
     assert_eq!(of(0, "grpc", "terminate").iter().filter(|row| row["result"] == "ok").count(), 1, "{rows:#?}");
     // What makes no sense is written down with what became of it, too.
     assert!(of(INJECTOR, "grpc", "inject").iter().all(|row| row["result"] == "unknown_swarm"), "{rows:#?}");

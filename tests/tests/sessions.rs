@@ -470,3 +470,52 @@ async fn messages_to_a_bot_are_answered_once_whatever_restarts() {
     assert!(!log.contains("secret-of-the-bot") && !log.contains("heliotrope"), "the log tells secrets");
     assert!(log.contains("chat=6"), "the log names the stranger: {log}");
 }
+
+/// Says something to a node over the JSON-line control plane, as programs do, and hears its turn to the end.
+fn inject(control: &str, swarm: &str, node: u64, prompt: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(control).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let line = drover_testkit::emulate::command(
+        "inject",
+        &serde_json::json!({"swarm_id": swarm, "nodes": [node], "content": prompt}),
+    );
+    std::io::Write::write_all(&mut stream, format!("{line}\n").as_bytes()).unwrap();
+    let (mut injection, mut said) = (None, String::new());
+    for line in BufReader::new(stream).lines() {
+        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let data = &event["data"];
+        match event["event"].as_str().unwrap_or_default() {
+            "inject_ack" if data["swarm_id"] == swarm => injection = Some(data["injection_id"].clone()),
+            "inject_failed" | "command_rejected" => panic!("{event}"),
+            _ if injection.is_none() || data.get("injection_id") != injection.as_ref() => {}
+            "assistant" => data["content"].as_str().unwrap().clone_into(&mut said),
+            "turn_complete" => return said,
+            _ => {}
+        }
+    }
+    panic!("the control plane ended before the turn, after {said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_injected_into_a_node_is_said_in_its_own_session_which_moves() {
+    let cluster = must(Cluster::start(&format!("{SWARM}worker: {{own_session: true}}\n")).await);
+    let swarm = launch(&cluster, 2, "echo");
+    let control = must(cluster.control_addr());
+    let (at, to) = (swarm.clone(), control.clone());
+    let say = move |prompt: &'static str| {
+        let (at, to) = (at.clone(), to.clone());
+        tokio::task::spawn_blocking(move || inject(&to, &at, 0, prompt))
+    };
+    assert_eq!(say("Remember the word heliotrope.").await.unwrap(), "Remember the word heliotrope.");
+    let session = format!("node-{swarm}-0");
+    let first = owner(&cluster, &session);
+    let target = format!("{swarm}/{}", u32::from(first.ends_with("/0")));
+    must(ok(&cluster, &["handoff", &session, "--to", &target]));
+    // The same node is asked, and its conversation goes on where it is now.
+    let recalled = say("@echo recall").await.unwrap();
+    assert!(recalled.contains("heliotrope"), "{recalled}");
+    assert_eq!(owner(&cluster, &session), target);
+    // It is the same conversation for whoever comes through another entry.
+    let sent = send(&cluster, &[&session, "--prompt", "@echo recall"]);
+    assert!(sent.text.starts_with("2 before: Remember the word heliotrope."), "{}", sent.text);
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok, run};
 use drover_testkit::cluster::{Cluster, scratch_dir, signal};
-use drover_testkit::fake_slurm::{FakeSlurm, Kind, Plan};
+use drover_testkit::fake_slurm::{FakeSlurm, Fault, Kind, Phase, Plan};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -40,7 +40,7 @@ impl Site {
         let path = |name: &str| dir.path().join(name);
         let slurm = must(FakeSlurm::start(&path("fake"), &Plan::default()));
         let config = format!(
-            "cluster:\n  slurm: {{ssh: none, workspace_root: {shared}, cluster_subdir: codeswarm, local_dir: {local}, poll: 2s}}\n\
+            "cluster:\n  slurm: {{ssh: none, workspace_root: {shared}, cluster_subdir: codeswarm, local_dir: {local}, poll: 1s, calls_per_minute: 300}}\n\
              worker: {{agent: echo, drain_grace: 1s}}\n",
             shared = path("shared").display(),
             local = path("local").display(),
@@ -279,4 +279,91 @@ async fn whatever_stops_and_comes_back_in_whatever_order_the_list_is_right() {
         }
     }
     wait_for("nothing runs any more", || must(site.slurm.processes()).is_empty().then_some(()));
+}
+
+/// Nothing that is printed is long, or does something to a terminal.
+fn is_plain(cluster: &Cluster, args: &[&str]) {
+    let ran = must(run(cluster, args));
+    for said in [&ran.stdout, &ran.stderr] {
+        assert!(said.len() < 32 << 10, "{args:?}: {} bytes", said.len());
+        let odd =
+            |c: char| c != '\n' && (c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}'));
+        assert!(!said.contains(odd), "{args:?}: {said:?}");
+        assert!(!said.contains("panicked"), "{args:?}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_slurm_answers_swarms_go_on_and_what_is_shown_is_plain() {
+    let site = Site::start().await;
+    let cluster = &site.cluster;
+    let launched = site.launch(&["--nodes", "1"]);
+    let (swarm, job) = (text(&launched, "swarm_id").to_owned(), text(&launched, "job_id").to_owned());
+    site.wait_status(&swarm, "it runs", |status| text(status, "status") == "running");
+
+    let says = |command: &str, stdout: String, stderr: String, status: u8| {
+        let kind = Kind::Says { stdout, stderr, status };
+        let fault = Fault { command: command.to_owned(), kind, after: 0, times: None };
+        must(site.slurm.set(|settings| settings.faults = vec![fault.clone()]));
+    };
+    // A line of a mebibyte may be half written when it is read.
+    let looks = || {
+        let calls = wait_for("the calls can be read", || site.slurm.calls().ok());
+        calls.iter().filter(|call| call.command == "squeue").count()
+    };
+    for value in [
+        "-rf a'b\"c $(touch pwned) `touch pwned` \u{1b}[2J\u{1b}]0;x\u{7} \u{9b}31m \r\u{8} \u{202e}gnp n[1-4000000000][".to_owned(),
+        format!("a\n{job}|COMPLETED|None|n1|N/A|drover-{swarm}.1|drover:{swarm}:1"),
+        "a\0b".to_owned(),
+        format!("\u{1b}[31m{}", "x".repeat(1 << 20)),
+    ] {
+        // Our job, one that somebody gave our mark, and one of somebody else.
+        let rows = [
+            format!("{job}|{value}|{value}|{value}|{value}|drover-{swarm}.1|drover:{swarm}:1"),
+            format!("77|{value}|{value}|{value}|N/A|drover-other.1|drover:other:1"),
+            format!("78|RUNNING|None|n1|N/A|{value}|{value}"),
+        ];
+        let answer = format!("JOBID|STATE|REASON|NODELIST|START_TIME|NAME|COMMENT\n{}\n", rows.join("\n"));
+        says("squeue", answer, value.clone(), 0);
+        // The second one began after the answer was changed, and what the first one said has been taken in.
+        let (before, shown) = (looks(), value.chars().take(20).collect::<String>());
+        wait_for("the queue is looked at", || (looks() >= before + 3).then_some(()));
+        for args in [&["status", &swarm][..], &["list"], &["list", "--orphans"], &["why", &swarm], &["status", "other"]] {
+            is_plain(cluster, args);
+        }
+        let status = site.status(&swarm);
+        assert_eq!((text(&status, "status"), text(&status, "job_id")), ("running", job.as_str()), "{shown:?}: {status}");
+
+        let place = ["launch", "--nodes", "1", "--time", "10", "--partition"];
+        says("sinfo", format!("{value}|up|1:00|4|idle\n{value}|{value}|{value}|{value}|{value}\n"), value.clone(), 0);
+        is_plain(cluster, &[&place[..], &["nosuch"]].concat());
+        says("sbatch", String::new(), format!("sbatch: error: {value}"), 1);
+        // Of a mebibyte the end is kept, and that is not a refusal.
+        if !value.contains('\n') && value.len() < 1000 {
+            is_plain(cluster, &[&place[..], &["batch"]].concat());
+        }
+        must(site.slurm.set(|settings| settings.faults.clear()));
+    }
+
+    // What was said of it is over. A job with our mark that is nobody's is shown as that, and nobody touches it.
+    site.slurm(&["sbatch", "--hold", "--job-name=drover-stranger.1", "--wrap", "true"]);
+    let orphan = wait_for("the orphan is found", || {
+        let told = must(run(cluster, &["status", "stranger", "--json"]));
+        serde_json::from_str::<Value>(&told.stdout).ok().filter(|told| text(told, "status") == "orphan")
+    });
+    assert_eq!(text(&orphan, "slurm_state"), "PENDING", "{orphan}");
+    let listed = must(json(cluster, &["list", "--orphans", "--json"]));
+    assert_eq!((listed.as_array().unwrap().len(), text(&listed[0], "swarm_id")), (1, "stranger"), "{listed}");
+    let shown = must(ok(cluster, &["status", "stranger"]));
+    assert!(shown.stdout.contains("orphan: a job of this swarm"), "{}", shown.stdout);
+
+    site.wait_status(&swarm, "it is seen to run", |status| text(status, "slurm_state") == "RUNNING");
+    let said = must(ok(cluster, &["inject", &swarm, "--prompt", "still there"]));
+    assert_eq!(said.stdout.matches("still there").count(), 1, "{}", said.stdout);
+    must(ok(cluster, &["terminate", &swarm]));
+    site.wait_status(&swarm, "the end is confirmed", |status| text(status, "status") == "terminated");
+    let jobs = must(site.slurm.cluster()).jobs;
+    assert_eq!(jobs.len(), 2, "one was launched, one was submitted by somebody else");
+    let stranger = jobs.values().find(|job| job.asked.name == "drover-stranger.1").unwrap();
+    assert!(matches!(stranger.phase, Phase::Waiting { .. }), "it is left alone: {:?}", stranger.phase);
 }

@@ -102,6 +102,23 @@ impl Cluster {
         Ok(up.wait()?)
     }
 
+    /// Sends `drover up` a signal; [`Cluster::is_up`] tells when it has ended.
+    pub fn tell_up(&self, what: Signal) -> anyhow::Result<()> {
+        Ok(signal(self.up.as_ref().context("drover up does not run")?.id(), what)?)
+    }
+
+    /// Whether `drover up` runs. When it has ended it can be started again.
+    pub fn is_up(&mut self) -> anyhow::Result<bool> {
+        let ended = match &mut self.up {
+            Some(up) => up.try_wait()?.is_some(),
+            None => true,
+        };
+        if ended {
+            self.up = None;
+        }
+        Ok(!ended)
+    }
+
     /// A `drover` command for this instance.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.drover);

@@ -56,6 +56,9 @@ enum Chore {
         /// Of `slurm`: only this fault; may be given several times
         #[arg(long)]
         fault: Vec<String>,
+        /// Of `upgrade`: the commit to come from; the newest tag when not given
+        #[arg(long, value_name = "COMMIT")]
+        from: Option<String>,
     },
     /// Long runs that watch for growth
     Soak {
@@ -80,7 +83,7 @@ fn main() -> ExitCode {
         Chore::Lint => lint::run(),
         Chore::Test { filter } => test::run(filter.as_deref()),
         Chore::Bench { names, short } => proof::bench(&names, short),
-        Chore::Chaos { name, rounds, seed, fault } => proof::chaos(&name, rounds, seed, &fault),
+        Chore::Chaos { name, rounds, seed, fault, from } => proof::chaos(&name, rounds, seed, &fault, from.as_deref()),
         Chore::Soak { name } => proof::soak(&name),
         Chore::Dist { from, out } => {
             let ready = from.zip(out).map(|(from, out)| Ready { from: dist::place(&from), out: dist::place(&out) });

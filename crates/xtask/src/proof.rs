@@ -1,8 +1,9 @@
 //! The long proofs, by name. Each is one program with two sizes: CI runs the short one as a test, these run the long one.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use crate::shell::{cargo, program, target};
 
@@ -13,6 +14,7 @@ const BENCHES: &[(&str, &str)] = &[
     ("waits", "from a record to its event, told by the system and found by polling"),
     ("inject", "one prompt to a thousand nodes"),
     ("idle", "processor and memory of a swarm that does nothing"),
+    ("handoff", "sessions: how long a move is felt, and a long history beside a plain stream over the same TLS"),
     (
         "gossip",
         "membership beside serf: join, detection, traffic, false verdicts; needs root and serf, takes two hours",
@@ -36,6 +38,7 @@ const BENCHES: &[(&str, &str)] = &[
     ("slurm-idle", "what the follower costs the login host while nothing happens"),
     ("slurm-calls", "what Slurm's controller is asked with twenty swarms"),
     ("slurm-many", "64 hosts over one connection and one follower"),
+    ("slurm-codex", "`drover doctor --fix` installs the real codex, a swarm answers with it"),
 ];
 
 /// Kill proofs that exist: name, program, what it does.
@@ -45,6 +48,11 @@ const CHAOS: &[(&str, &str, &str)] = &[
         "rolling",
         "rolling",
         "ends every daemon in its turn and starts it from a replaced file while a thousand prompts run",
+    ),
+    (
+        UPGRADE,
+        "rolling",
+        "the same once, from the programs of an earlier commit, which it builds, to those of this one; --from names it",
     ),
     (
         "dispatch",
@@ -80,6 +88,8 @@ const CHAOS: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// From one version to another that is really another.
+const UPGRADE: &str = "upgrade";
 /// The tests of the dispatcher's core, which have a whole size too.
 const DISPATCH_CORE: &str = "dispatch-core";
 /// Random histories of the allocator with the fake Slurm; a test with a whole size.
@@ -102,7 +112,13 @@ pub(crate) fn bench(names: &[String], short: bool) -> anyhow::Result<()> {
 }
 
 /// Runs a kill proof.
-pub(crate) fn chaos(name: &str, rounds: Option<u32>, seed: Option<u64>, faults: &[String]) -> anyhow::Result<()> {
+pub(crate) fn chaos(
+    name: &str,
+    rounds: Option<u32>,
+    seed: Option<u64>,
+    faults: &[String],
+    from: Option<&str>,
+) -> anyhow::Result<()> {
     let Some((_, program, _)) = CHAOS.iter().find(|(known, _, _)| *known == name) else {
         let list: Vec<(&str, &str)> = CHAOS.iter().map(|(name, _, about)| (*name, *about)).collect();
         return known("chaos", name, &list);
@@ -125,6 +141,9 @@ pub(crate) fn chaos(name: &str, rounds: Option<u32>, seed: Option<u64>, faults: 
         return tests.run();
     }
     let mut args: Vec<OsString> = Vec::new();
+    if name == UPGRADE {
+        args.extend(["--from".into(), earlier(from)?.into()]);
+    }
     if let Some(rounds) = rounds {
         args.extend(["--kills".into(), rounds.to_string().into()]);
     }
@@ -133,6 +152,32 @@ pub(crate) fn chaos(name: &str, rounds: Option<u32>, seed: Option<u64>, faults: 
     }
     args.extend(faults.iter().flat_map(|fault| ["--fault".into(), fault.into()]));
     run(program, &args)
+}
+
+/// The program of an earlier commit, built in a work tree and a target directory of its own.
+fn earlier(from: Option<&str>) -> anyhow::Result<PathBuf> {
+    let commit = match from {
+        Some(commit) => commit.to_owned(),
+        None => program("git", &["describe", "--tags", "--abbrev=0"])
+            .read()
+            .context("there is no tag to come from: name a commit with --from")?
+            .trim()
+            .to_owned(),
+    };
+    let place = target().join("upgrade");
+    let (tree, built) = (place.join("tree"), place.join("target"));
+    let drop_tree = || program("git", &["worktree", "remove", "--force"]).arg(&tree).run();
+    if tree.exists() {
+        drop_tree()?;
+    }
+    program("git", &["worktree", "add", "--detach"]).arg(&tree).arg(&commit).run()?;
+    let outcome = cargo(&["build", "--release", "--locked", "--package", "drover-cli"])
+        .env("CARGO_TARGET_DIR", &built)
+        .within(&tree)
+        .run();
+    drop_tree()?;
+    outcome?;
+    Ok(built.join("release/drover"))
 }
 
 /// Runs a long run.

@@ -29,6 +29,7 @@ enum Name {
     Waits,
     Inject,
     Idle,
+    Handoff,
     Gossip,
     GossipSpeed,
     GossipJoins,
@@ -41,6 +42,7 @@ enum Name {
     SlurmIdle,
     SlurmCalls,
     SlurmMany,
+    SlurmCodex,
     Dispatch,
     DispatchSpeed,
     DispatchFront,
@@ -59,6 +61,7 @@ impl Name {
         Self::Waits,
         Self::Inject,
         Self::Idle,
+        Self::Handoff,
         Self::Gossip,
         Self::Slurm,
         Self::Dispatch,
@@ -97,6 +100,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             }
             (Name::Inject, true) => inject::run(50, 1).await?,
             (Name::Inject, false) => inject::run(1000, 7).await?,
+            (Name::Handoff, short) => drover_e2e::handoff::speed::figures(short).await?,
             (Name::Gossip, _) => gossip::run(plan, gossip::Part::ALL).await?,
             (Name::GossipSpeed, _) => gossip::run(plan, &[gossip::Part::Speed]).await?,
             (Name::GossipJoins, _) => gossip::run(plan, &[gossip::Part::Joins]).await?,
@@ -109,6 +113,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             (Name::SlurmIdle, short) => slurm::run(&[slurm::Part::Idle], short).await?,
             (Name::SlurmCalls, short) => slurm::run(&[slurm::Part::Calls], short).await?,
             (Name::SlurmMany, short) => slurm::run(&[slurm::Part::Many], short).await?,
+            (Name::SlurmCodex, short) => slurm::run(&[slurm::Part::Codex], short).await?,
             (
                 Name::Dispatch
                 | Name::DispatchSpeed

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use drover_e2e::handoff::{faults, figures};
+use drover_e2e::handoff::{faults, figures, orders, partition, speed};
 
 /// Sessions on real daemons that are killed and stopped at every step of a move.
 #[derive(Parser)]
@@ -21,7 +21,7 @@ struct Args {
 }
 
 /// The faults by their names. The numbers are those of the cases that each of them covers.
-const FAULTS: [&str; 18] = [
+const FAULTS: [&str; 22] = [
     "01-source-before-answer",
     "02-source-while-copying",
     "05-target-while-copying",
@@ -29,6 +29,7 @@ const FAULTS: [&str; 18] = [
     "07-host-gone-after-claim",
     "08-owners-unreachable",
     "09-13-no-rules",
+    "10-partition",
     "11-source-stopped",
     "12-several-places",
     "13-large-history",
@@ -37,9 +38,12 @@ const FAULTS: [&str; 18] = [
     "15-target-suspected",
     "16-turns-during-moves",
     "17-drain",
+    "17-drain-orders",
+    "listener-that-does-not-read",
     "felt-1-mib",
     "felt-10-mib",
     "balance",
+    "100-mib-beside-a-stream",
 ];
 
 #[tokio::main]
@@ -62,12 +66,16 @@ async fn main() -> anyhow::Result<()> {
             "15-target-leaves" => faults::target_in_doubt_while_copying(false, 24).await,
             "15-target-suspected" => faults::target_in_doubt_while_copying(true, 24).await,
             "11-source-stopped" => faults::source_stopped_for(Duration::from_mins(1)).await,
+            "10-partition" => partition::both_sides_reach_clients(seed, 6).await,
             "12-several-places" => faults::ordered_to_several_places().await,
             "13-large-history" => faults::large_history(100).await,
             "14-tool-in-flight" => faults::tool_in_flight().await,
             "16-turns-during-moves" => faults::turns_during_moves(50).await,
             "felt-1-mib" => figures::freeze(1, args.strikes.min(100)).await,
             "felt-10-mib" => figures::freeze(10, args.strikes.min(100)).await,
+            "17-drain-orders" => orders::a_drain_outlives_everybody(200).await,
+            "listener-that-does-not-read" => orders::a_listener_that_does_not_read().await,
+            "100-mib-beside-a-stream" => speed::beside_a_stream(100).await.map(|found| found.to_string()),
             "balance" => figures::balance(200, 20).await,
             _ => faults::emptied(1000).await,
         };

@@ -1,6 +1,8 @@
 //! `cargo xtask chaos rolling`: the size whose figures stand in `docs/benchmarks.md`.
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
+use std::path::PathBuf;
+
 use clap::Parser;
 use drover_e2e::rolling::{self, Plan};
 
@@ -14,12 +16,16 @@ struct Args {
     /// How often every daemon has its turn
     #[arg(long, default_value_t = 3)]
     kills: usize,
+    /// The program of another version, which is replaced by the one that lies beside this; once
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let Args { injections, nodes, kills } = Args::parse();
-    let report = rolling::run(Plan { injections, nodes, rounds: kills, gives_up: false }).await?;
+    let Args { injections, nodes, kills, from } = Args::parse();
+    let rounds = if from.is_some() { 1 } else { kills };
+    let report = rolling::run(Plan { injections, nodes, rounds, from, gives_up: false }).await?;
     println!("{report:#?}");
     Ok(())
 }

@@ -28,7 +28,9 @@ async fn main() -> anyhow::Result<()> {
         swarm_time: Duration::from_secs(args.swarm_seconds),
         keep_events: 1_000_000,
         growth_mib: 1.0,
+        growth_of_memory_mib: 3.0,
         growth_files: 4.0,
+        slope_files: 2.0,
     };
     let report = soak::run(plan).await?;
     println!("{report:#?}");

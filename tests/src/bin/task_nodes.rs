@@ -19,7 +19,7 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     let Args { tasks, nodes, kills } = Args::parse();
     println!("{tasks} pages on {nodes} nodes, {kills} of them killed");
-    let report = run(Plan { tasks, nodes, kills }).await?;
+    let report = run(Plan { tasks, extract_every: 10, nodes, kills }).await?;
     println!("{report:#?}");
     Ok(())
 }

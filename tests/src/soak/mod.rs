@@ -1,4 +1,7 @@
-//! Swarms at full rate for a while, one after the other: nothing grows that should not, and what goes in comes out.
+//! Swarms at full rate for a while, one after the other, beside one that stands all the time, sessions that are talked in and model calls:
+//! nothing grows that should not, in any daemon, and what goes in comes out.
+
+mod beside;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -11,6 +14,7 @@ use drover_proto::router::{
     GetInfoRequest, GetSwarmRequest, InjectRequest, InjectionState, TerminateSwarmRequest, WatchEventsRequest,
 };
 use drover_testkit::cluster::{Cluster, DAEMONS, RouterClient};
+use drover_testkit::mock_llm::{MockLlm, Settings};
 use tokio::sync::watch;
 
 use crate::chaos::launch;
@@ -33,8 +37,13 @@ pub struct Plan {
     pub keep_events: usize,
     /// By how many MiB the memory of a daemon may grow after it has settled.
     pub growth_mib: f64,
+    /// The same for those that remember what was done: a worker its last 16,384 prompts, by name, and a node's sessions the turns of
+    /// those that were closed. Ten minutes are too short to see such a memory full.
+    pub growth_of_memory_mib: f64,
     /// How many more files a daemon may have open in the second half than in the first.
     pub growth_files: f64,
+    /// By how many files the fitted line may rise after it has settled.
+    pub slope_files: f64,
 }
 
 /// What one process used, over time.
@@ -42,8 +51,8 @@ pub struct Plan {
 struct Course {
     /// Seconds since the start, resident MiB.
     memory: Vec<(f64, f64)>,
-    /// Open file descriptors.
-    files: Vec<f64>,
+    /// Seconds since the start, open file descriptors.
+    files: Vec<(f64, f64)>,
 }
 
 /// What one daemon came to.
@@ -55,6 +64,8 @@ pub struct Use {
     pub most_mib: f64,
     /// Open files at the most: before the middle of the time, and after.
     pub files: (f64, f64),
+    /// By how many files the fitted line rose after it had settled.
+    pub grown_files: f64,
 }
 
 /// What was seen.
@@ -64,6 +75,10 @@ pub struct Report {
     pub swarms: usize,
     /// Prompts carried out.
     pub prompts: usize,
+    /// Turns of sessions that were answered, and sessions.
+    pub turns: (usize, usize),
+    /// Model calls that were answered.
+    pub calls: u64,
     /// Events that a live subscriber saw, each once and in order.
     pub events: usize,
     /// Of these, how many were compared with the log one by one.
@@ -72,7 +87,7 @@ pub struct Report {
     pub daemons: BTreeMap<&'static str, Use>,
     /// MiB of the state directory with its mailbox, at the most: before the middle of the time, and after.
     pub disk_mib: (f64, f64),
-    /// MiB of the daemons' own logs in the end.
+    /// MiB of all daemons' logs in the end, those of nodes among them.
     pub logs_mib: f64,
 }
 
@@ -81,18 +96,36 @@ const MOST_LOGS: f64 = 1.0;
 
 /// Runs at full rate. Growth beyond what the plan allows is an error.
 pub async fn run(plan: Plan) -> anyhow::Result<Report> {
-    let config = format!("router: {{keep_events: {}, keep_ended_swarms_for: 5s}}", plan.keep_events);
+    let mock = MockLlm::start(Settings { latency_ms: 5.0, ..Settings::default() })?;
+    let config = format!(
+        "router: {{keep_events: {}, keep_ended_swarms_for: 5s}}\nworker: {{run_tasks: true}}\nnode_scaling:\n  \
+         listen: 127.0.0.1:0\n  provider: {{name: mock, model: m, base_url: \"{}\"}}\n",
+        plan.keep_events,
+        mock.base_url("openai")
+    );
     let cluster = Cluster::start(&config).await?;
+    let standing = launch(&mut cluster.router(), "echo", 1).await?;
+    beside::ready(&cluster, &standing).await?;
     let until = Instant::now() + plan.time;
     let (over, is_over) = watch::channel(0);
     let working = async {
-        let worked = work(cluster.router(), plan, until).await?;
+        let (worked, stood, turns, calls) = tokio::try_join!(
+            work(cluster.router(), plan, until),
+            prompts(cluster.router(), &standing, 0, until),
+            beside::talk(cluster.state(), plan.swarm_time, until),
+            beside::dispatch(cluster.state(), until),
+        )?;
         // What the subscriber has to wait for.
         over.send_replace(cluster.router().get_info(GetInfoRequest {}).await?.into_inner().last_seq);
-        Ok(worked)
+        Ok(((worked.0 + 1, worked.1 + stood), turns, calls))
     };
-    let ((swarms, prompts), courses, live) =
-        tokio::try_join!(working, sample(&cluster, until), subscribe(cluster.router(), plan.keep_events, is_over))?;
+    let (((swarms, prompts), turns, calls), courses, live) = tokio::try_join!(
+        working,
+        sample(&cluster, &standing, until),
+        subscribe(cluster.router(), plan.keep_events, is_over)
+    )?;
+    let answered = mock.ledger().answered;
+    ensure!(answered == calls, "{calls} calls were made, the provider answered {answered}");
 
     ensure!(live.completed == prompts, "{prompts} prompts were sent, {} turns completed", live.completed);
     ensure!(live.deltas == prompts * DELTAS, "{prompts} prompts gave {} deltas of {DELTAS} each", live.deltas);
@@ -104,17 +137,24 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
         let used = Use {
             grown_mib: growth(&course.memory, plan.time.as_secs_f64() * SETTLED),
             most_mib: most(course.memory.iter().map(|sample| sample.1)),
-            files: halves(&course.files),
+            files: halves(course.files.iter().map(|sample| sample.1)),
+            grown_files: growth(&course.files, plan.time.as_secs_f64() * SETTLED),
         };
-        if used.grown_mib >= plan.growth_mib {
+        let remembers = ["worker", "handoff-coordinator"].contains(daemon);
+        if used.grown_mib >= if remembers { plan.growth_of_memory_mib } else { plan.growth_mib } {
             faults.push(format!("{daemon} grew by {:.2} MiB: {:.1?}", used.grown_mib, course.memory));
         }
         if used.files.1 > used.files.0 + plan.growth_files {
             faults.push(format!("{daemon} had {} files open, then {}", used.files.0, used.files.1));
         }
+        if used.grown_files >= plan.slope_files {
+            faults.push(format!("{daemon} opened {:.1} more files: {:.0?}", used.grown_files, course.files));
+        }
         daemons.insert(*daemon, used);
     }
-    let logs_mib = bytes_below(&cluster.state().path().join("logs")) as f64 / f64::from(1 << 20);
+    // Those that were put aside have a number behind it.
+    let is_log = |name: &str| name.contains(".log");
+    let logs_mib = bytes_below(cluster.state().path(), &is_log) as f64 / f64::from(1 << 20);
     if logs_mib > MOST_LOGS {
         faults.push(format!("the daemons wrote {logs_mib:.2} MiB of logs"));
     }
@@ -122,10 +162,12 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
         logs_mib,
         swarms,
         prompts,
+        turns,
+        calls,
         events: live.seen,
         compared: log.len(),
         daemons,
-        disk_mib: halves(&courses.disk_mib),
+        disk_mib: halves(courses.disk_mib.iter().copied()),
     };
     ensure!(faults.is_empty(), "{}\n{report:#?}", faults.join("\n"));
     Ok(report)
@@ -197,17 +239,25 @@ struct Courses {
 }
 
 /// Samples every daemon until the end.
-async fn sample(cluster: &Cluster, until: Instant) -> anyhow::Result<Courses> {
+async fn sample(cluster: &Cluster, standing: &str, until: Instant) -> anyhow::Result<Courses> {
     let begun = Instant::now();
     let mut courses = Courses::default();
+    let of_node = beside::OF_NODE.map(|daemon| (daemon, beside::name_of(daemon, standing)));
+    let all: Vec<(&str, String)> = DAEMONS
+        .iter()
+        .chain(&["llm-dispatcher"])
+        .map(|daemon| (*daemon, (*daemon).to_owned()))
+        .chain(of_node)
+        .collect();
     while Instant::now() < until {
-        for daemon in DAEMONS {
-            let pid = cluster.daemon(daemon).with_context(|| format!("{daemon} is gone"))?.pid;
+        for (daemon, name) in &all {
+            let pid = cluster.daemon(name).with_context(|| format!("{name} is gone"))?.pid;
             let course = courses.daemons.entry(daemon).or_default();
-            course.memory.push((begun.elapsed().as_secs_f64(), resident_mib(pid)?));
-            course.files.push(fs::read_dir(format!("/proc/{pid}/fd"))?.count() as f64);
+            let at = begun.elapsed().as_secs_f64();
+            course.memory.push((at, resident_mib(pid)?));
+            course.files.push((at, fs::read_dir(format!("/proc/{pid}/fd"))?.count() as f64));
         }
-        courses.disk_mib.push(bytes_below(cluster.state().path()) as f64 / f64::from(1 << 20));
+        courses.disk_mib.push(bytes_below(cluster.state().path(), &|_| true) as f64 / f64::from(1 << 20));
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     Ok(courses)
@@ -221,13 +271,15 @@ pub fn resident_mib(pid: u32) -> anyhow::Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// Size of all files; what goes away meanwhile counts nothing.
-fn bytes_below(dir: &Path) -> u64 {
+/// Size of all files with such names; what goes away meanwhile counts nothing.
+fn bytes_below(dir: &Path, counts: &dyn Fn(&str) -> bool) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
     entries
         .map(|entry| match entry.file_type() {
-            Ok(kind) if kind.is_dir() => bytes_below(&entry.path()),
-            Ok(kind) if kind.is_file() => entry.metadata().map_or(0, |meta| meta.len()),
+            Ok(kind) if kind.is_dir() => bytes_below(&entry.path(), counts),
+            Ok(kind) if kind.is_file() && counts(&entry.file_name().to_string_lossy()) => {
+                entry.metadata().map_or(0, |meta| meta.len())
+            }
             _ => 0,
         })
         .sum()
@@ -252,7 +304,8 @@ fn most(samples: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// The largest of each half.
-fn halves(samples: &[f64]) -> (f64, f64) {
+fn halves(samples: impl Iterator<Item = f64>) -> (f64, f64) {
+    let samples: Vec<f64> = samples.collect();
     let (early, late) = samples.split_at(samples.len() / 2);
     (most(early.iter().copied()), most(late.iter().copied()))
 }
@@ -319,6 +372,6 @@ mod tests {
         assert!((growth(&rising, 20.0) - 7.9).abs() < 0.01);
         let noisy: Vec<_> = (0..100).map(|second| (f64::from(second), 10.0 + f64::from(second % 2))).collect();
         assert!(growth(&noisy, 20.0).abs() < 0.1);
-        assert_eq!(halves(&[1.0, 3.0, 2.0, 5.0]), (3.0, 5.0));
+        assert_eq!(halves([1.0, 3.0, 2.0, 5.0].into_iter()), (3.0, 5.0));
     }
 }
