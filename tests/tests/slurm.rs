@@ -157,13 +157,13 @@ async fn a_swarm_on_slurm_from_its_launch_to_its_end() {
     });
     assert_eq!(text(&over, "job_id"), id.to_string());
     wait_for("nothing runs any more", || must(site.slurm.processes()).is_empty().then_some(()));
-    let events = must(json_lines(cluster, &["events", "--since", "0", "--swarm", &swarm, "--json"]));
-    let byes: BTreeSet<u64> = events
-        .iter()
-        .filter(|event| event["event"] == "worker_bye")
-        .filter_map(|event| event["node_id"].as_u64())
-        .collect();
-    assert_eq!(byes.len(), 4, "each worker took its leave");
+    // Their last words may be on their way for a moment longer than they are.
+    wait_for("each worker took its leave", || {
+        let events = must(json_lines(cluster, &["events", "--since", "0", "--swarm", &swarm, "--json"]));
+        let byes = events.iter().filter(|event| event["event"] == "worker_bye");
+        let byes: BTreeSet<u64> = byes.filter_map(|event| event["node_id"].as_u64()).collect();
+        (byes.len() == 4).then_some(())
+    });
     let squeues = must(site.slurm.calls()).into_iter().filter(|call| call.command == "squeue");
     assert!(squeues.into_iter().all(|call| call.args.contains(&"--me".to_owned())), "one question for all jobs");
 }

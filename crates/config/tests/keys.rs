@@ -90,6 +90,7 @@ const SHOWN_BY: &[(&str, &str)] = &[
     ("security.roles.launch", "each_role_opens_what_it_names_and_nothing_else"),
     ("security.roles.terminate", "each_role_opens_what_it_names_and_nothing_else"),
     ("security.roles.approve", "each_role_opens_what_it_names_and_nothing_else"),
+    ("security.roles.dispatch", "each_role_opens_what_it_names_and_nothing_else"),
     ("security.audit_file_size", "a_full_file_makes_room_and_no_line_is_lost_or_torn"),
     ("security.gossip_plaintext", "in_the_clear_only_when_asked_for_and_said_at_every_start"),
     ("swarm.enabled", "a_node_that_takes_no_part_binds_nothing_and_says_so"),
