@@ -66,6 +66,15 @@ fn release(start: usize, length: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes of memory of this process's own, which no file stands for: heaps and stacks.
+pub fn own_bytes() -> io::Result<u64> {
+    // Pages: all, resident, of these shared.
+    let counts = fs::read_to_string("/proc/self/statm")?;
+    let mut counts = counts.split_ascii_whitespace().skip(1).map_while(|count| count.parse::<u64>().ok());
+    let (resident, shared) = (counts.next().unwrap_or_default(), counts.next().unwrap_or_default());
+    Ok(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
+}
+
 /// Gives back what the allocator holds for nothing: after many connections at once most of the heap is free and still ours.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "the allocator is asked in its own language")]
@@ -124,5 +133,23 @@ garbage";
         assert!(after <= before, "{before} kB, then {after} kB");
         release_heap();
         assert_eq!(format!("{:?}", (1..=3).collect::<Vec<u32>>()), "[1, 2, 3]");
+    }
+    /// Only glibc keeps free pages in the midst of its heaps.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn free_pages_between_used_ones_are_given_back() {
+        const PIECES: usize = 4096;
+        // Below the size from which each piece would be a mapping of its own. Every tenth stays, so that no heap ends in something free.
+        let mut pieces: Vec<Vec<u8>> = (0..PIECES).map(|_| vec![1; 16 << 10]).collect();
+        let mut number = 0;
+        pieces.retain(|_| {
+            number += 1;
+            number % 10 == 0
+        });
+        let before = own_bytes().unwrap();
+        release_heap();
+        let (after, freed) = (own_bytes().unwrap(), (PIECES * 9 / 10) << 14);
+        assert!(before.saturating_sub(after) > freed as u64 / 2, "{before} bytes, then {after}");
+        assert_eq!(pieces.len(), PIECES / 10);
     }
 }

@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::address_book;
 use crate::context::Context;
+use crate::heap;
 use crate::lifeline;
 use crate::notify;
 use crate::state_dir::StateDir;
@@ -197,13 +198,17 @@ async fn supervise<D: Daemon>(config: Arc<Config>, own: D::Args, ctx: &Context) 
         }
     };
     let grace = D::grace(&config);
+    heap::keep_small(ctx);
     let running = D::run(config, own, ctx.clone());
     tokio::pin!(running);
     let mut result = None;
+    // Slurm and terminals signal a starter and what it started at the same time, and the end of the starter may be seen first:
+    // the signal that follows is then still the first one.
+    let mut signalled = false;
     tokio::select! {
         ended = &mut running => result = Some(ended),
-        _ = term.recv() => info!("SIGTERM: draining"),
-        _ = int.recv() => info!("SIGINT: draining"),
+        _ = term.recv() => { info!("SIGTERM: draining"); signalled = true; }
+        _ = int.recv() => { info!("SIGINT: draining"); signalled = true; }
         () = lifeline::cut() => info!("whoever started this is gone: draining"),
         () = ctx.shutdown().cancelled() => {}
     }
@@ -215,14 +220,20 @@ async fn supervise<D: Daemon>(config: Arc<Config>, own: D::Args, ctx: &Context) 
         }
         ctx.tasks().wait().await;
     };
+    let impatient = async {
+        while tokio::select! { again = term.recv() => again, again = int.recv() => again }.is_some() {
+            if std::mem::replace(&mut signalled, true) {
+                break;
+            }
+        }
+    };
     tokio::select! {
         () = drain => {}
         () = tokio::time::sleep(grace) => {
             error!(still_running = ctx.tasks().running(), "did not end within {}s", grace.as_secs());
             return FAILED;
         }
-        _ = term.recv() => { warn!("second signal: exiting at once"); return FAILED; }
-        _ = int.recv() => { warn!("second signal: exiting at once"); return FAILED; }
+        () = impatient => { warn!("second signal: exiting at once"); return FAILED; }
     }
     match ctx.take_failure().map_or(result.unwrap_or(Ok(())), Err) {
         Ok(()) => {

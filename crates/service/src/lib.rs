@@ -17,6 +17,7 @@ mod context;
 mod daemon;
 mod express;
 pub mod guard;
+mod heap;
 mod lifeline;
 mod listener;
 mod notify;

@@ -18,6 +18,7 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tower::{Service, ServiceExt as _};
+use tower_http::classify::{GrpcCode, GrpcErrorsAsFailures, SharedClassifier};
 use tower_http::trace::TraceLayer;
 use tracing::{debug, error, info};
 
@@ -141,7 +142,7 @@ impl Server {
         let services = self.names.iter().chain(&self.node_names).copied().chain(["grpc.health.v1.Health"]);
         let calls = Calls::register(&mut ctx.registry().lock().unwrap_or_else(PoisonError::into_inner), services);
         let counted = || axum::middleware::from_fn_with_state(calls.clone(), calls::measure);
-        let traced = || TraceLayer::new_for_grpc().make_span_with(telemetry::rpc_span).on_request(()).on_response(());
+        let traced = || TraceLayer::new(faults()).make_span_with(telemetry::rpc_span).on_request(()).on_response(());
         let nodes = nodes.layer(counted()).layer(traced());
         let observed = own_routes(&ctx);
         let grpc = routes.prepare().into_axum_router().layer(counted()).layer(traced());
@@ -155,6 +156,25 @@ impl Server {
         }
         Ok(addr)
     }
+}
+
+/// Which answers are a fault of the daemon's and belong into its log. A refusal is an answer: its caller is told, and a log that it
+/// fills hides what matters.
+fn faults() -> SharedClassifier<GrpcErrorsAsFailures> {
+    const ANSWERS: [GrpcCode; 11] = [
+        GrpcCode::Cancelled,
+        GrpcCode::InvalidArgument,
+        GrpcCode::NotFound,
+        GrpcCode::AlreadyExists,
+        GrpcCode::PermissionDenied,
+        GrpcCode::ResourceExhausted,
+        GrpcCode::FailedPrecondition,
+        GrpcCode::Aborted,
+        GrpcCode::OutOfRange,
+        GrpcCode::Unimplemented,
+        GrpcCode::Unauthenticated,
+    ];
+    SharedClassifier::new(ANSWERS.into_iter().fold(GrpcErrorsAsFailures::new(), GrpcErrorsAsFailures::with_success))
 }
 
 type Make<S> = dyn Fn() -> Result<S, tonic_reflection::server::Error> + Send + Sync;
