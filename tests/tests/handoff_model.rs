@@ -5,14 +5,14 @@ use drover_e2e::handoff::shared::Missing;
 
 #[test]
 fn nothing_is_lost_or_owned_twice_with_a_fixed_seed() {
-    println!("{}", run(1, 1500).unwrap());
+    println!("{}", run(1, 1500, |_| ()).unwrap());
 }
 
 #[test]
 fn nothing_is_lost_or_owned_twice_with_a_fresh_seed() {
     let seed = rand::random::<u64>() >> 16;
     // A failure names the seed: `cargo xtask chaos handoff-model --seed SEED`.
-    println!("from seed {seed}: {}", run(seed, 750).unwrap());
+    println!("from seed {seed}: {}", run(seed, 750, |_| ()).unwrap());
 }
 
 #[test]
@@ -42,7 +42,8 @@ fn the_judge_sees_claims_that_exclude_nobody() {
 
 #[test]
 fn the_judge_sees_journals_that_were_read_before_the_claim() {
-    assert!(finds(103, Missing::ClaimBeforeReading, 12).is_some());
+    // Seldom seen: the seed is one that shows it soon, and the bound is for when something else has moved what a seed does.
+    assert!(finds(430, Missing::ClaimBeforeReading, 600).is_some());
 }
 
 #[test]
@@ -53,4 +54,9 @@ fn the_judge_sees_a_source_that_guesses() {
 #[test]
 fn the_judge_sees_tools_that_know_no_keys() {
     assert!(finds(1, Missing::KeysOfTools, 20).is_some());
+}
+
+#[test]
+fn the_judge_sees_journals_that_do_not_say_whom_they_follow() {
+    assert!(finds(700, Missing::FollowsByName, 600).is_some());
 }

@@ -58,8 +58,8 @@ async fn whichever_side_is_killed_or_stopped_the_session_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_or_a_target_that_is_killed_while_it_copies_loses_nothing() {
-    passed(faults::killed_while_copying(false, 8).await);
-    passed(faults::killed_while_copying(true, 8).await);
+    passed(faults::killed_while_copying(false, 8, 0.6).await);
+    passed(faults::killed_while_copying(true, 8, 0.6).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,10 +1,12 @@
 //! What ownership, journals and bundles need of a file system: private files that are whole or not there, also after a crash.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 
@@ -65,6 +67,42 @@ pub(crate) fn scratch(dir: &Path, tag: &str) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     dir.join(format!(".{tag}-{:016x}-{}-{count}", rand::random::<u64>(), std::process::id()))
+}
+
+/// Has a network file system's client forget what it remembers of a directory, by making and removing a name there. False: there is no such
+/// directory.
+///
+/// A file system of this host remembers nothing wrongly, and there a name that comes and goes would wait for every sync that is under way.
+pub(crate) fn look_anew(dir: &Path) -> io::Result<bool> {
+    let touched = match is_local(dir) {
+        Ok(true) => return Ok(true),
+        Ok(false) => scratch(dir, "look"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => scratch(dir, "look"),
+        Err(error) => return Err(error),
+    };
+    match DirBuilder::new().create(&touched) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        made => made.and_then(|()| std::fs::remove_dir(&touched)).map(|()| true),
+    }
+}
+
+/// File systems that only this host changes, by the number that statfs(2) gives: ext2 to ext4, XFS, btrfs, tmpfs, F2FS, ZFS, bcachefs.
+const LOCAL: [u64; 7] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0xF2F5_2010, 0x2FC1_2FC1, 0xCA45_1A4E];
+
+/// Whether only this host changes what is in a directory. One that we do not know counts as shared.
+fn is_local(dir: &Path) -> io::Result<bool> {
+    // A device that was found to be shared counts as that for good: there the question itself would cost a request each time.
+    static SHARED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+    let shared = || SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let device = std::fs::metadata(dir)?.dev();
+    if shared().contains(&device) {
+        return Ok(false);
+    }
+    let local = LOCAL.contains(&(rustix::fs::statfs(dir)?.f_type as u64));
+    if !local {
+        shared().insert(device);
+    }
+    Ok(local)
 }
 
 /// Writes a new private file whole and has the disk keep its content; its name it keeps after [`sync_dir`].
@@ -133,5 +171,23 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_other_hosts_change_is_touched_to_look_at_it() {
+        let dir = tempfile::tempdir().unwrap();
+        // Long ago, so that a change shows whatever the clock of the file system.
+        File::open(dir.path()).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        assert!(look_anew(dir.path()).unwrap());
+        let touched = std::fs::metadata(dir.path()).unwrap().mtime() != 0;
+        assert_eq!(touched, !is_local(dir.path()).unwrap());
+        assert!(!look_anew(&dir.path().join("missing")).unwrap());
+        assert!(!is_local(Path::new("/proc")).unwrap(), "one that is not known to be local counts as shared");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

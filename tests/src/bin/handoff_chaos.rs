@@ -21,10 +21,12 @@ struct Args {
 }
 
 /// The faults by their names. The numbers are those of the cases that each of them covers.
-const FAULTS: [&str; 22] = [
+const FAULTS: [&str; 24] = [
     "01-source-before-answer",
     "02-source-while-copying",
+    "02-source-late-in-the-copy",
     "05-target-while-copying",
+    "05-target-late-in-the-copy",
     "03-04-06-07-any-step",
     "07-host-gone-after-claim",
     "08-owners-unreachable",
@@ -57,8 +59,10 @@ async fn main() -> anyhow::Result<()> {
         let begun = Instant::now();
         let outcome = match name {
             "01-source-before-answer" => faults::source_killed_before_the_answer().await,
-            "02-source-while-copying" => faults::killed_while_copying(false, 24).await,
-            "05-target-while-copying" => faults::killed_while_copying(true, 24).await,
+            "02-source-while-copying" => faults::killed_while_copying(false, 24, 0.0).await,
+            "02-source-late-in-the-copy" => faults::killed_while_copying(false, 48, 0.8).await,
+            "05-target-while-copying" => faults::killed_while_copying(true, 24, 0.0).await,
+            "05-target-late-in-the-copy" => faults::killed_while_copying(true, 48, 0.8).await,
             "03-04-06-07-any-step" => faults::struck_at_any_step(seed, args.strikes).await,
             "07-host-gone-after-claim" => faults::host_gone_after_the_claim().await,
             "08-owners-unreachable" => faults::owners_cannot_be_reached().await,
@@ -71,8 +75,8 @@ async fn main() -> anyhow::Result<()> {
             "13-large-history" => faults::large_history(100).await,
             "14-tool-in-flight" => faults::tool_in_flight().await,
             "16-turns-during-moves" => faults::turns_during_moves(50).await,
-            "felt-1-mib" => figures::freeze(1, args.strikes.min(100)).await,
-            "felt-10-mib" => figures::freeze(10, args.strikes.min(100)).await,
+            "felt-1-mib" => figures::freeze(1, args.strikes).await,
+            "felt-10-mib" => figures::freeze(10, args.strikes).await,
             "17-drain-orders" => orders::a_drain_outlives_everybody(200).await,
             "listener-that-does-not-read" => orders::a_listener_that_does_not_read().await,
             "100-mib-beside-a-stream" => speed::beside_a_stream(100).await.map(|found| found.to_string()),

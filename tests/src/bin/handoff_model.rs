@@ -3,8 +3,10 @@
 
 use std::time::Instant;
 
+use anyhow::Context as _;
 use clap::Parser;
 use drover_e2e::handoff::proof;
+use drover_e2e::handoff::shared::Missing;
 
 /// Handoffs among kills, stops, cuts, lost and late messages, and file systems that fail, in simulated swarms.
 #[derive(Parser)]
@@ -18,12 +20,18 @@ struct Args {
     /// Only tells the story of the episode of this seed
     #[arg(long)]
     story: Option<u64>,
+    /// Takes a guard away, and says how long it takes until the judge notices; with `--story` tells an episode without it
+    #[arg(long)]
+    without: Option<Missing>,
 }
+
+/// Episodes in which the judge has to notice.
+const MOST: u64 = 100_000;
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if let Some(seed) = args.story {
-        let (verdict, story, _) = proof::story(seed, None);
+        let (verdict, story, _) = proof::story(seed, args.without);
         for line in story {
             println!("{line}");
         }
@@ -34,8 +42,18 @@ fn main() -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(|| rand::random::<u64>() >> 16);
     println!("seed {seed}");
     let start = Instant::now();
+    if let Some(missing) = args.without {
+        let (episodes, text) =
+            proof::finds(seed, missing, MOST).with_context(|| format!("{MOST} episodes, and nobody noticed"))?;
+        println!("noticed in episode {episodes}, of seed {}: {text}", seed + episodes - 1);
+        return Ok(());
+    }
     println!("{} moves, each with one fault at another step: all sound\n", proof::every_step(1)?);
-    println!("{}", proof::run(seed, args.handoffs)?);
+    let report = proof::run(seed, args.handoffs, |so_far| {
+        let (episodes, handoffs) = (so_far.episodes, so_far.all.started);
+        println!("{episodes} episodes, {handoffs} handoffs, {:.0} s", start.elapsed().as_secs_f64());
+    })?;
+    println!("\n{report}");
     println!("wall time {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
 }

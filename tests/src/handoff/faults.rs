@@ -154,8 +154,8 @@ pub async fn source_killed_before_the_answer() -> anyhow::Result<String> {
     Ok(format!("owner {:?}", nodes.owner("one")))
 }
 
-/// Cases 2 and 5: source or target is killed while the bytes go over.
-pub async fn killed_while_copying(target: bool, mib: usize) -> anyhow::Result<String> {
+/// Cases 2 and 5: source or target is killed while the bytes go over, once this share of them is there.
+pub async fn killed_while_copying(target: bool, mib: usize, share: f64) -> anyhow::Result<String> {
     let mut nodes = Nodes::start(Plan::fast(2)).await?;
     let mut story = Story::new("copy");
     story.say(&nodes, 0).await?;
@@ -163,11 +163,18 @@ pub async fn killed_while_copying(target: bool, mib: usize) -> anyhow::Result<St
     let from = story.owner(&nodes)?;
     let to = 1 - from;
     let copy = copy_of(&nodes, to, "copy");
-    let ordered = order(&nodes, from, "copy", &nodes.name(to));
-    until("the first bytes on the other node", || bytes(&copy) > 0).await?;
-    nodes.kill(if target { to } else { from })?;
-    let at = bytes(&copy);
     let whole = bytes(&nodes.disk(from).join("copy/log.jsonl"));
+    let enough = ((whole as f64 * share) as u64).clamp(1, whole);
+    let ordered = order(&nodes, from, "copy", &nodes.name(to));
+    // Seen too late it is its log already, and the last look tells how far it was before.
+    let mut at = 0;
+    until("so many bytes on the other node", || {
+        at = at.max(bytes(&copy));
+        at >= enough || bytes(&nodes.disk(to).join("copy/log.jsonl")) > 0
+    })
+    .await?;
+    nodes.kill(if target { to } else { from })?;
+    at = at.max(bytes(&copy));
     let moved = nodes.owner("copy").is_some_and(|(epoch, ..)| epoch > 1);
     let _ = ordered.await;
     nodes.start_sessions(if target { to } else { from })?;

@@ -47,9 +47,10 @@ async fn turn(door: &mut Door, request: SendRequest, only_kept: bool) -> anyhow:
     anyhow::bail!("no answer")
 }
 
+/// The smallest of them that so large a share of them does not exceed.
 fn share(sorted: &[Duration], of: f64) -> Duration {
-    let at = (sorted.len() as f64 * of) as usize;
-    sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
+    let at = (sorted.len() as f64 * of).ceil() as usize;
+    sorted.get(at.saturating_sub(1)).copied().unwrap_or_default()
 }
 
 /// What a client felt of the moves.
@@ -125,13 +126,15 @@ pub async fn felt(mib: usize, moves: usize) -> anyhow::Result<Felt> {
     frozen.sort_unstable();
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
     let words = format!(
-        "{mib} MiB, {moves} moves, {} turns: the longest wait in a move p50 {:.1?} p99 {:.1?}, frozen p50 {:.1?} p99 {:.1?}; \
-         without a move p50 {:.1?} p99 {:.1?}",
+        "{mib} MiB, {moves} moves, {} turns: the longest wait in a move p50 {:.1?} p99 {:.1?} at most {:.1?}, frozen p50 {:.1?} \
+         p99 {:.1?} at most {:.1?}; without a move p50 {:.1?} p99 {:.1?}",
         felt.len(),
         share(&worst, 0.5),
         share(&worst, 0.99),
+        share(&worst, 1.0),
         share(&frozen, 0.5),
         share(&frozen, 0.99),
+        share(&frozen, 1.0),
         share(&calm, 0.5),
         share(&calm, 0.99),
     );
@@ -154,7 +157,7 @@ async fn loaded(enabled: bool, sessions: usize, turns: usize) -> anyhow::Result<
     // What the machine itself has to do means nothing where it plays four nodes, so that of each is told to it: much, so that a node with all
     // the sessions it may have is overloaded, and one with half of them is not any more.
     let full = sessions * 87 / 200;
-    let plan = Plan { led: true, usage: Some((0.7, 0.7)), ..Plan::fast(4) };
+    let plan = Plan { usage: Some((0.7, 0.7)), ..Plan::led(4) };
     let swarm = plan.swarm.replace("handoff: {", &format!("handoff: {{ enabled: {enabled},")).replace(
         "load_monitor: { enabled: false, max_sessions: 100000 }",
         &format!("load_monitor: {{ enabled: true, interval: 1s, max_sessions: {full} }}"),

@@ -74,6 +74,16 @@ impl Judge {
         self.broken("nodes keep each other busy without end".into());
     }
 
+    /// What was kept of a session cannot be read any more.
+    pub fn lost(&mut self, session: &SessionId, why: &str) {
+        self.broken(format!("{session} is lost: {why}"));
+    }
+
+    /// The shipped core came upon something that it holds to be impossible.
+    pub fn panicked(&mut self, what: &str) {
+        self.broken(format!("a node panicked: {what}"));
+    }
+
     /// Whether anything is wrong so far.
     pub fn is_broken(&self) -> bool {
         !self.verdict.broken.is_empty()

@@ -66,7 +66,7 @@ async fn ordered(nodes: &Nodes, door: usize, request: DrainRequest) -> anyhow::R
 /// A drain goes on when the door through which it was ordered, the leaseholder that planned it and the node itself are killed one after the
 /// other, and stands until it is taken back.
 pub async fn a_drain_outlives_everybody(sessions: usize) -> anyhow::Result<String> {
-    let mut nodes = Nodes::start(Plan { led: true, ..Plan::fast(4) }).await?;
+    let mut nodes = Nodes::start(Plan::led(4)).await?;
     let leader = nodes.leader(0).await?;
     let [node, door, other] = [1, 2, 3].map(|n| (leader + n) % 4);
     let names: Vec<String> = (0..sessions).map(|n| format!("kept-{n}")).collect();

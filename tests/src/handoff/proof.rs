@@ -1,6 +1,7 @@
 //! The proof in any size: episodes of trouble, each followed by a calm in which everything has to come to its end.
 
 use std::fmt::{self, Display};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -14,6 +15,11 @@ use super::world::{Fault, Weather, World};
 
 /// Everything that was asked for is answered within this after the trouble has ended.
 const SETTLES: Duration = Duration::from_mins(3);
+
+/// Lines that a violation tells of what came before it.
+const LAST_WORDS: usize = 60;
+/// Episodes after which a long run says how far it is.
+const SAYS: u64 = 500;
 
 /// Quick timers, so that much happens in little virtual time.
 pub fn settings() -> Settings {
@@ -58,10 +64,23 @@ fn run_episode(seed: u64, missing: Option<Missing>, told: bool) -> (Verdict, Vec
         damage: if lossy { 0.01 } else { 0.0 },
         way: *[2_000, 20_000, 300_000].get(world.rng.random_range(0..3)).unwrap_or(&2_000),
         unknown: if files { world.rng.random_range(0.0..0.1) } else { 0.0 },
+        late: if files { world.rng.random_range(0.0..0.03) } else { 0.0 },
         kill: if kills { world.rng.random_range(0.0..0.004) } else { 0.0 },
     };
     world = World::new(seed ^ 0x5eed, nodes, settings(), weather, missing);
     world.story = told.then(Vec::new);
+    // A panic anywhere in it is a finding like any other, and its story is told too.
+    let settled = catch_unwind(AssertUnwindSafe(|| live(&mut world))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        world.judge.panicked(text.unwrap_or("without a word"));
+        false
+    });
+    let verdict = close(&mut world, settled);
+    (verdict, world.story.take().unwrap_or_default(), world.trace())
+}
+
+/// All that happens in one episode. Says whether everything came to its end.
+fn live(world: &mut World) -> bool {
     let sessions: Vec<SessionId> =
         (0..world.rng.random_range(2..=6)).map(|n| format!("s{n}").parse().expect("a harmless name")).collect();
     for (n, session) in sessions.iter().enumerate() {
@@ -72,7 +91,7 @@ fn run_episode(seed: u64, missing: Option<Missing>, told: bool) -> (Verdict, Vec
     }
     let end = Duration::from_secs(world.rng.random_range(10..=40));
     while world.now < end && !world.judge.is_broken() {
-        trouble(&mut world, &sessions);
+        trouble(world, &sessions);
         let pause = Duration::from_micros(world.rng.random_range(500..150_000));
         world.run_for(pause);
     }
@@ -81,9 +100,7 @@ fn run_episode(seed: u64, missing: Option<Missing>, told: bool) -> (Verdict, Vec
     while world.now < healed + SETTLES && !world.is_quiet() && !world.judge.is_broken() {
         world.run_for(Duration::from_millis(500));
     }
-    let settled = world.is_quiet();
-    let verdict = close(&mut world, settled);
-    (verdict, world.story.take().unwrap_or_default(), world.trace())
+    world.is_quiet()
 }
 
 /// The judge's last word.
@@ -92,7 +109,13 @@ fn close(world: &mut World, settled: bool) -> Verdict {
     let mut judge = std::mem::take(&mut world.judge);
     if !judge.is_broken() {
         for (session, files) in &world.shared.sessions {
-            let (_, _, records) = files.read(Epoch(u64::MAX));
+            let records = match files.read(Epoch(u64::MAX), world.missing()) {
+                Ok((_, _, records)) => records,
+                Err(why) => {
+                    judge.lost(session, &why);
+                    continue;
+                }
+            };
             let carried_out = world.shared.tool.carried_out.iter().filter(|((of, _), _)| of == session);
             judge = judge.finish(session, &records, carried_out.map(|(_, times)| *times));
         }
@@ -233,17 +256,28 @@ impl Display for Report {
     }
 }
 
-/// Runs episodes until so many handoffs have set out. An error names the seed that shows it.
-pub fn run(seed: u64, handoffs: u64) -> anyhow::Result<Report> {
+/// Runs episodes until so many handoffs have set out, and says how far it is about every so many episodes. An error names the seed of
+/// the episode that shows it, and tells the end of its story.
+pub fn run(seed: u64, handoffs: u64, mut so_far: impl FnMut(&Report)) -> anyhow::Result<Report> {
     let mut report = Report::default();
     while report.all.started < handoffs {
         let seed = seed + report.episodes;
         let verdict = episode(seed, None);
         if let Some(first) = verdict.broken.first() {
-            bail!("seed {seed}: {} broken, the first: {first}", verdict.broken.len());
+            let (_, story, _) = story(seed, None);
+            let end = story[story.len().saturating_sub(LAST_WORDS)..].join("\n");
+            bail!(
+                "{} sound episodes, {} handoffs; then the episode of seed {seed} (`--story {seed}` tells all of it): {} broken, the first: {first}\n{end}",
+                report.episodes,
+                report.all.started,
+                verdict.broken.len()
+            );
         }
         report.episodes += 1;
         report.all.add(verdict);
+        if report.episodes.is_multiple_of(SAYS) {
+            so_far(&report);
+        }
     }
     Ok(report)
 }

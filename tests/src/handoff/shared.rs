@@ -1,6 +1,7 @@
 //! What all nodes share: ownership records, journals, and a tool that does something outside.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use drover_handoff::core::{Call, ClaimOutcome, Looked, OwnerRecord};
@@ -8,7 +9,7 @@ use drover_handoff::session::{LogSum, Record, begins, spans};
 use drover_types::{Epoch, SessionId};
 
 /// A part of the protocol that is taken away outside the core, to see that the judge notices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Missing {
     /// An owner does not look for a later epoch after it has written.
     LookAfterWriting,
@@ -20,13 +21,19 @@ pub enum Missing {
     ReclaimByClaim,
     /// Tools do not know keys.
     KeysOfTools,
+    /// A journal does not say whom its owner followed: only its first number tells what of the others counts.
+    FollowsByName,
 }
+
+/// A log: what it adds up to, its bytes and its records.
+pub type Whole = (LogSum, Vec<u8>, Vec<Record>);
 
 /// One session on the shared file system.
 #[derive(Debug, Default)]
 pub struct Files {
     owners: BTreeMap<Epoch, OwnerRecord>,
     journals: BTreeMap<Epoch, Vec<u8>>,
+    checkpoints: BTreeMap<Epoch, Arc<Vec<u8>>>,
 }
 
 impl Files {
@@ -61,33 +68,67 @@ impl Files {
         }
     }
 
-    /// Writes lines into an epoch's journal at the place that is due for them, over what is there, as a file is written.
-    pub fn write(&mut self, epoch: Epoch, offset: usize, bytes: &[u8]) {
+    /// Writes lines into an epoch's journal at the place that is due for them, over what is there, as a file is written. Of a write that is
+    /// cut off only a part in its middle may come to the disk; what is before it then reads as zeros, unless it was there already.
+    pub fn write(&mut self, epoch: Epoch, offset: usize, bytes: &[u8], part: Range<usize>) {
         let journal = self.journals.entry(epoch).or_default();
-        let end = offset + bytes.len();
+        let (start, end) = (offset + part.start, offset + part.end);
         if journal.len() < end {
             journal.resize(end, 0);
         }
-        journal[offset..end].copy_from_slice(bytes);
+        journal[start..end].copy_from_slice(&bytes[part]);
     }
 
-    /// All that counts of the epochs before `below`, as whoever takes over reads it.
-    pub fn read(&self, below: Epoch) -> (LogSum, Vec<u8>, Vec<Record>) {
+    /// An owner puts down all that was said so far, under its epoch.
+    pub fn checkpoint(&mut self, epoch: Epoch, log: Arc<Vec<u8>>) {
+        self.checkpoints.insert(epoch, log);
+    }
+
+    /// Then it removes what that takes the place of.
+    pub fn let_go(&mut self, epoch: Epoch) {
+        self.checkpoints.retain(|old, _| *old >= epoch);
+        self.journals.retain(|old, _| *old >= epoch);
+    }
+
+    /// All that counts of the epochs before `below`, as whoever takes over reads it. An error is a session that is lost: what was kept makes no
+    /// log any more.
+    pub fn read(&self, below: Epoch, missing: Option<Missing>) -> Result<Whole, String> {
         let journals = || self.journals.range(..below);
-        let heads =
-            journals().filter_map(|(epoch, bytes)| begins(*epoch, bytes.split_inclusive(|b| *b == b'\n').next()?));
+        let heads = journals().filter_map(|(epoch, bytes)| {
+            let mut head = begins(*epoch, bytes.split_inclusive(|b| *b == b'\n').next()?)?;
+            head.follows = head.follows.filter(|_| missing != Some(Missing::FollowsByName));
+            Some(head)
+        });
+        let spans = spans(heads.collect());
         let (mut log, mut all, mut records) = (LogSum::default(), Vec::new(), Vec::new());
-        for span in spans(heads.collect()) {
+        let mut take = |line: &[u8]| {
+            let record = log.line(line).map_err(|error| {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                format!("the journals make no log: {error} ({cause}), spans {spans:?}")
+            })?;
+            records.push(record);
+            all.extend_from_slice(line);
+            Ok::<_, String>(records.len() as u64 + 1)
+        };
+        let mut due = 1;
+        for line in self.checkpoints.values().next_back().iter().flat_map(|log| log.split_inclusive(|b| *b == b'\n')) {
+            due = take(line)?;
+        }
+        for span in &spans {
             for (seq, line) in (span.first..).zip(self.journals[&span.epoch].split_inclusive(|byte| *byte == b'\n')) {
-                if !line.ends_with(b"\n") || span.end.is_some_and(|end| seq >= end) {
+                if !line.ends_with(b"\n") || line.contains(&0) || !span.counts(seq) {
                     break;
                 }
-                let record = log.line(line).expect("journals that count make one log");
-                records.push(record);
-                all.extend_from_slice(line);
+                if seq > due {
+                    return Err(format!("records {due} to {} are missing, spans {spans:?}", seq - 1));
+                }
+                // What the checkpoint had is not taken twice.
+                if seq == due {
+                    due = take(line)?;
+                }
             }
         }
-        (log, all, records)
+        Ok((log, all, records))
     }
 }
 

@@ -168,7 +168,7 @@ pub async fn figures(short: bool) -> anyhow::Result<Vec<crate::bench::figures::F
     let memory = Figure { name, ours: most, ideal: None, unit: "MiB", goal: Goal::Below(32.0) };
     let mut all = vec![speed, memory];
     for (mib, limit) in [(1, 50.0), (10, 100.0)] {
-        let felt = super::figures::felt(mib, if short { 5 } else { 100 }).await?;
+        let felt = super::figures::felt(mib, if short { 5 } else { 200 }).await?;
         let goal = if short { Goal::Shown } else { Goal::Below(limit) };
         let name = format!("longest wait of a turn in a move, {mib} MiB, p99");
         all.push(Figure { name, ours: felt.longest_ms, ideal: Some(felt.calm_ms), unit: "ms", goal });

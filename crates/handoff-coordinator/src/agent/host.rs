@@ -437,7 +437,7 @@ impl Talk {
             let session = session.clone();
             History::new(move || {
                 let (disk, session) = (disk.clone(), session.clone());
-                Box::pin(async move { disk.ask(&session, |state, _| state.state()).await?.ok_or_else(gone) })
+                Box::pin(async move { disk.state(&session).await?.ok_or_else(gone) })
             })
         };
         info!(session_id = %session, epoch = self.epoch.0, agent = %opening.agent, "an agent begins");

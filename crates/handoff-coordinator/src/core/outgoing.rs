@@ -386,16 +386,19 @@ impl Session {
             }
             let more = !out.named && !matches!(fault, Fault::Busy) && out.tried.len() <= cx.settings.max_targets;
             let tried = out.tried.clone();
-            match if more { self.choose(cx, &tried) } else { None } {
-                Some(next) => {
-                    if let Some(out) = &mut self.outgoing {
-                        out.tried.insert(next.clone());
-                        (out.to, out.retries) = (next, 0);
-                    }
-                    let id = HandoffId(cx.rng.random());
-                    self.begin_attempt(cx, id);
+            let next = if more { self.choose(cx, &tried) } else { None };
+            if let Some(next) = next {
+                if let Some(out) = &mut self.outgoing {
+                    out.tried.insert(next.clone());
+                    (out.to, out.retries) = (next, 0);
                 }
-                None => self.end_outgoing(cx, error),
+                let id = HandoffId(cx.rng.random());
+                self.begin_attempt(cx, id);
+            } else {
+                self.end_outgoing(cx, error);
+                // It may be in vain because somebody else has the session: what is open here then never ends, and nothing is
+                // written that would show it.
+                cx.out.push(Effect::Look { session: self.id.clone() });
             }
         }
         if agent_ended {

@@ -12,7 +12,7 @@ use crate::session::{Opening, Record};
 /// A record that does not follow from those before it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum OutlineError {
-    /// Epochs must rise, and the first record begins one.
+    /// Epochs must rise, the first record begins one, and each names the one that it follows.
     #[error("epoch {found:?} after {last:?}")]
     Epoch {
         /// What stands there.
@@ -116,8 +116,8 @@ impl Outline {
         }
         let seq = self.seq + 1;
         match record {
-            Record::Epoch { epoch, .. } => {
-                if *epoch <= self.epoch {
+            Record::Epoch { epoch, follows, .. } => {
+                if *epoch <= self.epoch || follows.is_some_and(|followed| followed != self.epoch) {
                     return Err(OutlineError::Epoch { found: *epoch, last: self.epoch });
                 }
                 self.epoch = *epoch;

@@ -212,6 +212,13 @@ impl Session {
 
     pub(crate) fn looked(&mut self, cx: &mut Context<'_>, outcome: Looked) {
         if !matches!(self.phase, Phase::Looking { .. }) {
+            // One that serves looks as well, when it has nothing to write that would tell it.
+            if let Looked::Owned(newest) = outcome
+                && self.serves()
+                && newest.epoch > self.epoch()
+            {
+                self.lose(cx, newest);
+            }
             return;
         }
         match outcome {
@@ -333,6 +340,12 @@ impl Session {
             *retry = Some(cx.now + cx.settings.store_retry);
             return;
         };
+        if log.outline.epoch() >= epoch {
+            // A later owner has said so much since this one claimed that it made a checkpoint of it.
+            cx.out.push(Effect::Stop { session: self.id.clone(), epoch });
+            self.look(cx);
+            return;
+        }
         if log.outline.opening.is_none() {
             // Claimed once and never opened: whoever asks again opens it.
             let opening = self.held.iter().find_map(|held| held.open.clone());
@@ -353,7 +366,8 @@ impl Session {
 
     fn begin_epoch(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
         self.phase = Phase::Opening { epoch };
-        self.push(Record::Epoch { epoch, owner: cx.me.clone() });
+        let follows = Some(self.outline.epoch()).filter(|last| *last != Epoch(0));
+        self.push(Record::Epoch { epoch, owner: cx.me.clone(), follows });
     }
 
     /// The first record of the epoch is where everybody finds it: from here on turns are served.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use drover_types::{AgentKind, Epoch, SessionId};
 
 use super::*;
-use crate::session::Opening;
+use crate::session::{Opening, Record};
 
 /// One node with sessions, whose file systems answer at once and whose peers are silent unless a test speaks for them.
 struct Desk {
@@ -18,6 +18,7 @@ struct Desk {
     suspects: Vec<NodeId>,
     replies: Vec<Reply>,
     runs: Vec<(SessionId, Turn)>,
+    looks: usize,
 }
 
 fn node(number: u32) -> NodeId {
@@ -45,6 +46,7 @@ impl Desk {
             suspects: Vec::new(),
             replies: Vec::new(),
             runs: Vec::new(),
+            looks: 0,
         };
         desk.load(0.1);
         let peers = (1..=peers).map(|number| Peer {
@@ -94,7 +96,10 @@ impl Desk {
             self.engine.handle(self.now, input, &mut effects);
             for effect in effects {
                 match effect {
-                    Effect::Look { session } => inputs.push(Input::Looked { session, outcome: Looked::Nobody }),
+                    Effect::Look { session } => {
+                        self.looks += 1;
+                        inputs.push(Input::Looked { session, outcome: Looked::Nobody });
+                    }
                     Effect::Claim { record } => {
                         let (session, epoch) = (record.session, record.epoch);
                         inputs.push(Input::Claimed { session, epoch, outcome: ClaimOutcome::Won });
@@ -303,4 +308,97 @@ fn a_late_request_of_an_earlier_attempt_changes_nothing() {
     assert!(!desk.sent.iter().any(|(_, message)| matches!(message, Message::Accept { .. })));
     desk.feed(Input::Reserved { handoff: HandoffId(3), outcome: Reserved::Room(0) });
     assert_eq!(desk.sent.last(), Some(&(node(1), Message::Accept { handoff: HandoffId(3), have: 0 })));
+}
+
+#[test]
+fn an_owner_says_whom_it_follows_and_that_is_the_last_one_who_wrote() {
+    let mut engine = Engine::new(Duration::ZERO, Owner { node: node(0), boot: 2 }, Settings::default(), 7);
+    let mut feed = |input| {
+        let mut effects = Vec::new();
+        engine.handle(Duration::ZERO, input, &mut effects);
+        effects
+    };
+    let epoch = |epoch, follows: Option<u64>| Record::Epoch {
+        epoch: Epoch(epoch),
+        owner: Owner { node: node(0), boot: 1 },
+        follows: follows.map(Epoch),
+    };
+    let metadata = BTreeMap::new();
+    let opening = Opening { agent: AgentKind::Echo, replayable: false, capabilities: echo(), metadata, at_us: 0 };
+    let mut log = crate::session::LogSum::default();
+    for record in [epoch(1, None), Record::Opened { opening }, epoch(2, Some(1))] {
+        log.outline.apply(&record).unwrap();
+    }
+    let forked = log.outline.clone().apply(&epoch(4, Some(1)));
+    assert!(matches!(forked, Err(OutlineError::Epoch { .. })), "two owners cannot both follow one in one log");
+
+    // The owner of 3 was this node's earlier process, which ended before it wrote a word.
+    feed(Input::Recover { session: session(0) });
+    let record = OwnerRecord {
+        session: session(0),
+        epoch: Epoch(3),
+        owner: Owner { node: node(0), boot: 1 },
+        cause: Cause::Recovered,
+    };
+    let claims = feed(Input::Looked { session: session(0), outcome: Looked::Owned(record) });
+    assert!(matches!(&claims[..], [Effect::Claim { record }] if record.epoch == Epoch(4)), "{claims:?}");
+    feed(Input::Claimed { session: session(0), epoch: Epoch(4), outcome: ClaimOutcome::Won });
+    let appends = feed(Input::Loaded { session: session(0), epoch: Epoch(4), log: Some(Box::new(log)) });
+    let [Effect::Append { first: 4, records, .. }] = &appends[..] else { panic!("{appends:?}") };
+    assert!(matches!(records[0], Record::Epoch { epoch: Epoch(4), follows: Some(Epoch(2)), .. }), "{records:?}");
+}
+
+#[test]
+fn an_owner_that_reads_of_a_later_one_lets_go() {
+    let mut desk = Desk::new(1, 0, Settings::default());
+    let mut feed = |input| {
+        let mut effects = Vec::new();
+        desk.engine.handle(Duration::ZERO, input, &mut effects);
+        effects
+    };
+    let owned = |epoch, number| {
+        let owner = Owner { node: node(number), boot: 1 };
+        let record = OwnerRecord { session: session(0), epoch: Epoch(epoch), owner, cause: Cause::Recovered };
+        Input::Looked { session: session(0), outcome: Looked::Owned(record) }
+    };
+    feed(Input::Recover { session: session(0) });
+    feed(owned(3, 0));
+    feed(Input::Claimed { session: session(0), epoch: Epoch(4), outcome: ClaimOutcome::Won });
+    // Stopped for a while; meanwhile the owner of 5 came, went on and made a checkpoint.
+    let metadata = BTreeMap::new();
+    let opening = Opening { agent: AgentKind::Echo, replayable: false, capabilities: echo(), metadata, at_us: 0 };
+    let epoch = Record::Epoch { epoch: Epoch(5), owner: Owner { node: node(1), boot: 1 }, follows: None };
+    let mut log = crate::session::LogSum::default();
+    for record in [epoch, Record::Opened { opening }] {
+        log.outline.apply(&record).unwrap();
+    }
+    let effects = feed(Input::Loaded { session: session(0), epoch: Epoch(4), log: Some(Box::new(log)) });
+    assert!(matches!(effects[..], [Effect::Stop { epoch: Epoch(4), .. }, Effect::Look { .. }]), "{effects:?}");
+    assert_eq!(feed(owned(5, 1)), []);
+    assert_eq!(
+        desk.engine.session(&session(0)).map(|view| (view.state, view.epoch)),
+        Some((State::Migrated, Epoch(5)))
+    );
+}
+
+#[test]
+fn an_owner_whose_move_is_in_vain_looks_whether_it_still_is_one() {
+    let mut desk = Desk::new(1, 1, Settings::default());
+    // The second turn never ends: its tool no longer answers an owner of this epoch.
+    desk.ask(0, "second");
+    let before = desk.looks;
+    desk.go(Some(node(1)));
+    desk.wait(Duration::from_mins(10));
+    assert!(matches!(desk.events.last(), Some(Event::Failed { .. })), "{:?}", desk.events);
+    assert_eq!(desk.looks, before + 1);
+    let owned = |epoch| {
+        let owner = Owner { node: node(1), boot: 1 };
+        let record = OwnerRecord { session: session(0), epoch: Epoch(epoch), owner, cause: Cause::TakenOver };
+        Input::Looked { session: session(0), outcome: Looked::Owned(record) }
+    };
+    let state = |desk: &Desk| desk.engine.session(&session(0)).map(|view| view.state);
+    desk.feed(owned(1));
+    assert_eq!(state(&desk), Some(State::Active), "a look of long ago says nothing");
+    desk.feed(owned(2));
+    assert_eq!(state(&desk), Some(State::Migrated));
 }

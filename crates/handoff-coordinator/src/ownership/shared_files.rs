@@ -8,7 +8,7 @@
 //! exclusive on every file system that we know, network ones included. Whether it succeeded is read from the file and not
 //! believed from the call, because a repeated request of a network file system may be told that the name is taken, by itself.
 //! A client of a network file system may answer a lookup from memory; what it changes in a directory makes it ask anew, so every look
-//! makes and removes a name first.
+//! at a file system that other hosts may change makes and removes a name first.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -49,11 +49,8 @@ impl SharedFiles {
 
     /// The newest epoch of which there is a file.
     fn newest_epoch(dir: &Path) -> Result<Option<Epoch>, OwnershipError> {
-        // Has a network file system's client forget what it remembers of this directory.
-        let touched = files::scratch(dir, "look");
-        match std::fs::DirBuilder::new().create(&touched) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            made => made.and_then(|()| std::fs::remove_dir(&touched)).map_err(failed("look into", dir))?,
+        if !files::look_anew(dir).map_err(failed("look into", dir))? {
+            return Ok(None);
         }
         let mut newest = None;
         for entry in std::fs::read_dir(dir).map_err(failed("list", dir))? {

@@ -139,7 +139,7 @@ mod tests {
     use crate::core::{NodeId, Owner};
 
     fn first() -> Record {
-        Record::Epoch { epoch: Epoch(1), owner: Owner { node: NodeId::new("swarm/0"), boot: 7 } }
+        Record::Epoch { epoch: Epoch(1), owner: Owner { node: NodeId::new("swarm/0"), boot: 7 }, follows: None }
     }
 
     #[test]

@@ -6,6 +6,6 @@ mod record;
 mod state;
 
 pub use codec::{CodecError, LogSum, decode, encode};
-pub use merge::{Span, begins, spans};
+pub use merge::{Head, Span, begins, spans};
 pub use record::{Opening, Outcome, Record, TurnFault};
 pub use state::{Message, Role, SessionState, StateError, ToolCall};

@@ -62,6 +62,9 @@ pub enum Record {
         epoch: Epoch,
         /// Whose it is.
         owner: Owner,
+        /// The epoch whose records come before this one; unset when there are none, and by programs that did not say so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follows: Option<Epoch>,
     },
     /// The session begins.
     Opened {

@@ -63,7 +63,7 @@ struct Inner {
     metrics: Metrics,
     ctx: Context,
     links: Mutex<HashMap<NodeId, Link>>,
-    /// Connections to doors; each goes on until its node listens elsewhere.
+    /// Connections to doors; each goes on until its node listens elsewhere or is gone.
     channels: Mutex<HashMap<NodeId, (SocketAddr, Channel)>>,
 }
 
@@ -126,6 +126,9 @@ impl Links {
             }
             Link { words, records }
         };
+        if !links.contains_key(to) {
+            links.retain(|_, link| !(link.words.is_closed() && link.records.is_closed()));
+        }
         let link = links.entry(to.clone()).or_insert_with(&mut open);
         if link.words.is_closed() || link.records.is_closed() {
             *link = open();
@@ -150,6 +153,8 @@ impl Inner {
             Some(identity) => connect_node(identity, addr, node.as_str()),
             None => connect(Target::Address(addr.to_string())),
         };
+        // Nodes come and go, and each channel has a task and buffers of its own.
+        channels.retain(|known, _| !self.view.is_gone(known));
         channels.insert(node.clone(), (addr, channel.clone()));
         Some(channel)
     }

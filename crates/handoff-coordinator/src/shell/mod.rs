@@ -224,10 +224,11 @@ impl Shell {
                 self.disk.push(&session, move |state, places| Some(state.load(places, epoch)));
             }
             Effect::Append { session, epoch, first, records } => {
-                let metrics = self.metrics.clone();
+                let (metrics, disk, id) = (self.metrics.clone(), self.disk.clone(), session.clone());
                 self.disk.push(&session, move |state, places| {
                     let input = state.append(places, epoch, first, &records);
                     metrics.appended(&input);
+                    disk.checkpoint(&id, state);
                     Some(input)
                 });
             }

@@ -299,7 +299,7 @@ impl Route {
     }
 
     async fn answer(&mut self, turn: Turn, epoch: Epoch) -> Tried {
-        let outcome = self.shell.disk.ask(&self.wanted.session, move |state, _| state.answer(turn)).await;
+        let outcome = self.shell.disk.answer(&self.wanted.session, turn).await;
         let outcome = match outcome {
             Ok(Some(outcome)) => outcome,
             // It has moved on meanwhile; whoever has it answers the same.

@@ -1,11 +1,10 @@
 //! One session's files on this node, and what the core wants done with them. Blocks.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use drover_types::{AgentKind, Epoch, RequestId, SessionId};
+use drover_types::{Epoch, SessionId};
 use tracing::{debug, warn};
 
 use crate::core::{
@@ -13,10 +12,10 @@ use crate::core::{
 };
 use crate::ownership::{Ownership as _, Ready, SharedFiles, claim_outcome, look_outcome};
 use crate::session::{Opening, Outcome, Record, SessionState};
-use crate::store::{IncomingCopy, Journals, SessionLog, SessionStore, StoreError, records};
+use crate::store::{
+    DueCheckpoint, IncomingCopy, Journals, LogReader, Prompt, Recall, SessionLog, SessionStore, StoreError, records,
+};
 
-/// Answers that are remembered, so that the one who waits does not have the whole log read.
-const RECENT: usize = 16;
 /// Bytes after which the records so far are put into pieces.
 const CHECKPOINT: u64 = 4 << 20;
 /// The same after so many owners.
@@ -59,11 +58,11 @@ impl Places {
     }
 }
 
-/// A turn that is accepted and not ended.
-#[derive(Debug, Clone)]
-pub(crate) struct Prompt {
-    pub(crate) request: RequestId,
-    pub(crate) text: String,
+/// How a turn ended, or where that is to be looked for.
+#[derive(Debug)]
+pub(crate) enum Answered {
+    Is(Outcome),
+    Within(LogReader),
 }
 
 /// What is kept of one session on this node.
@@ -76,11 +75,10 @@ pub(crate) struct SessionDisk {
     installed: Option<(HandoffId, IncomingCopy)>,
     /// The record with which it is claimed.
     ready: Option<Ready>,
-    prompts: BTreeMap<Turn, Prompt>,
-    calls: BTreeMap<crate::core::Call, (String, Option<String>)>,
-    recent: VecDeque<(Turn, Outcome)>,
     pieces_len: u64,
     pieces_epoch: Epoch,
+    /// Whoever makes a checkpoint of it holds this.
+    pieces: Weak<()>,
 }
 
 impl SessionDisk {
@@ -91,11 +89,9 @@ impl SessionDisk {
             copy: None,
             installed: None,
             ready: None,
-            prompts: BTreeMap::new(),
-            calls: BTreeMap::new(),
-            recent: VecDeque::new(),
             pieces_len: 0,
             pieces_epoch: Epoch(0),
+            pieces: Weak::new(),
         }
     }
 
@@ -161,7 +157,7 @@ impl SessionDisk {
             }
             (Cause::Moved { .. } | Cause::Reclaimed { .. }, _) => self.read_journals(places, record.epoch)?,
         }
-        self.remember()
+        Ok(())
     }
 
     fn open(&mut self, places: &Places, log: SessionLog, epoch: Epoch) {
@@ -177,21 +173,8 @@ impl SessionDisk {
         Ok(())
     }
 
-    /// Reads what is to be known of turns that have not ended.
-    fn remember(&mut self) -> Result<(), StoreError> {
-        self.prompts.clear();
-        self.calls.clear();
-        self.recent.clear();
-        let Some(store) = &self.store else { return Ok(()) };
-        if store.sum().outline.unanswered() == 0 {
-            return Ok(());
-        }
-        let (prompts, calls) = (&mut self.prompts, &mut self.calls);
-        store.log().for_each(|record| note(prompts, calls, &record))
-    }
-
     pub(crate) fn load(&mut self, places: &Places, epoch: Epoch) -> Input {
-        let read = self.read_journals(places, epoch).and_then(|()| self.remember());
+        let read = self.read_journals(places, epoch);
         if let Err(error) = &read {
             warn!(session_id = %self.session, %error, "the session's journals cannot be read; tried again");
             self.store = None;
@@ -205,18 +188,6 @@ impl SessionDisk {
             warn!(session_id = %self.session, %error, "records cannot be kept; tried again");
             Appended::Unknown
         });
-        if matches!(outcome, Appended::Done { .. }) {
-            for record in batch.iter() {
-                note(&mut self.prompts, &mut self.calls, record);
-                if let Record::Ended { turn, outcome, .. } = record {
-                    self.recent.push_back((*turn, outcome.clone()));
-                    while self.recent.len() > RECENT {
-                        self.recent.pop_front();
-                    }
-                }
-            }
-            self.checkpoint();
-        }
         Input::Appended { session: self.session.clone(), epoch, first, outcome }
     }
 
@@ -229,7 +200,6 @@ impl SessionDisk {
     ) -> Result<Appended, StoreError> {
         if self.store.as_ref().is_none_or(|store| store.epoch() != epoch) {
             self.read_journals(places, epoch)?;
-            self.remember()?;
         }
         match &mut self.store {
             Some(store) => store.append(first, batch, &places.ownership),
@@ -237,18 +207,22 @@ impl SessionDisk {
         }
     }
 
-    fn checkpoint(&mut self) {
-        let Some(store) = &mut self.store else { return };
+    /// A checkpoint that is to be made now, somewhere where no turn waits for it, and what says that it is being made.
+    pub(crate) fn due(&mut self) -> Option<(DueCheckpoint, Arc<()>)> {
+        let store = self.store.as_ref().filter(|_| self.pieces.strong_count() == 0)?;
         let (len, epoch) = (store.sum().len, store.epoch());
         // Many short journals of many owners take long to read, one after the other.
         let many = epoch.0.is_multiple_of(EPOCHS) && self.pieces_epoch != epoch;
         if len < self.pieces_len + CHECKPOINT && !many {
-            return;
+            return None;
         }
-        (self.pieces_len, self.pieces_epoch) = (len, epoch);
-        if let Err(error) = store.checkpoint() {
+        let due = store.checkpoint().unwrap_or_else(|error| {
             warn!(session_id = %self.session, %error, "no checkpoint");
-        }
+            None
+        })?;
+        let made = Arc::new(());
+        (self.pieces_len, self.pieces_epoch, self.pieces) = (len, epoch, Arc::downgrade(&made));
+        Some((due, made))
     }
 
     pub(crate) fn reserve(&mut self, places: &Places, handoff: HandoffId, len: u64, fresh: bool) -> Input {
@@ -350,9 +324,6 @@ impl SessionDisk {
         if self.store.take_if(|store| store.epoch() <= epoch).is_none() {
             return;
         }
-        self.prompts.clear();
-        self.calls.clear();
-        self.recent.clear();
         let dir = places.dir(&self.session);
         let _ = std::fs::remove_file(places.log(&self.session));
         if self.is_empty() {
@@ -369,80 +340,40 @@ impl SessionDisk {
         }
     }
 
+    fn recall(&self) -> Option<&Recall> {
+        self.store.as_ref().map(|store| store.log().recall())
+    }
+
     pub(crate) fn prompt(&self, turn: Turn) -> Option<Prompt> {
-        self.prompts.get(&turn).cloned()
+        self.recall()?.prompt(turn).cloned()
     }
 
     /// What a call is to do.
     pub(crate) fn call(&self, call: crate::core::Call) -> Option<String> {
-        self.calls.get(&call).map(|(what, _)| what.clone())
+        self.recall()?.call(call).map(str::to_owned)
     }
 
     /// What a call has answered.
     pub(crate) fn result(&self, call: crate::core::Call) -> Option<String> {
-        self.calls.get(&call).and_then(|(_, result)| result.clone())
+        self.recall()?.result(call).map(str::to_owned)
     }
 
-    pub(crate) fn answer(&self, turn: Turn) -> Option<Outcome> {
-        if let Some((_, outcome)) = self.recent.iter().find(|(of, _)| *of == turn) {
-            return Some(outcome.clone());
+    pub(crate) fn answer(&self, turn: Turn) -> Option<Answered> {
+        match self.recall()?.answer(turn) {
+            Some(outcome) => Some(Answered::Is(outcome.clone())),
+            None => self.reader().map(Answered::Within),
         }
-        let mut found = None;
-        let read = self.store.as_ref()?.log().for_each(|record| {
-            if let Record::Ended { turn: of, outcome, .. } = record
-                && of == turn
-            {
-                found = Some(outcome);
-            }
-        });
-        read.ok().and(found)
     }
 
-    pub(crate) fn state(&self) -> Option<SessionState> {
-        let all = records(self.store.as_ref()?.log()).ok()?;
-        SessionState::of(&self.session, &all).ok()
+    /// The log as it is now.
+    pub(crate) fn reader(&self) -> Option<LogReader> {
+        self.store.as_ref()?.log().reader().ok()
     }
 
-    /// What the session was opened with, and the manifest of its files. Reads the log when it has files to look for.
+    /// What the session was opened with, and the manifest of its files.
     pub(crate) fn begun(&self) -> Option<(Opening, Option<String>)> {
-        let store = self.store.as_ref()?;
-        let opening = store.sum().outline.opening()?.clone();
-        let mut files = None;
-        if opening.agent != AgentKind::Echo {
-            let read = store.log().for_each(|record| {
-                if let Record::Files { manifest } = record {
-                    files = Some(manifest);
-                }
-            });
-            read.ok()?;
-        }
-        Some((opening, files))
-    }
-}
-
-/// Takes a record into what is known of turns that have not ended.
-fn note(
-    prompts: &mut BTreeMap<Turn, Prompt>,
-    calls: &mut BTreeMap<crate::core::Call, (String, Option<String>)>,
-    record: &Record,
-) {
-    match record {
-        Record::Accepted { turn, request, prompt, .. } => {
-            prompts.insert(*turn, Prompt { request: request.clone(), text: prompt.clone() });
-        }
-        Record::Called { call, what } => {
-            calls.insert(*call, (what.clone(), None));
-        }
-        Record::Returned { call, result } => {
-            if let Some((_, kept)) = calls.get_mut(call) {
-                *kept = Some(result.clone());
-            }
-        }
-        Record::Ended { turn, .. } => {
-            prompts.remove(turn);
-            calls.clear();
-        }
-        _ => {}
+        let opening = self.store.as_ref()?.sum().outline.opening()?.clone();
+        Some((opening, self.recall()?.files().map(str::to_owned)))
     }
 }
 

@@ -123,7 +123,7 @@ pub(crate) async fn get(shell: &Shell, session: SessionId, last: usize) -> Resul
     let view = shell.jobs.with(move |engine| engine.session(&id)).await?;
     let view = view.filter(|view| view.owner.as_ref() == Some(&shell.me.node));
     let state = if view.is_some() {
-        shell.disk.ask(&session, |state, _| state.state()).await?
+        shell.disk.state(&session).await?
     } else {
         let (places, id) = (shell.disk.places().clone(), session.clone());
         let read = tokio::task::spawn_blocking(move || places.read_foreign(&id)).await;

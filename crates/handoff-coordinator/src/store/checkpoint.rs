@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use drover_types::Epoch;
 use serde::{Deserialize, Serialize};
 
-use super::log::SessionLog;
+use super::log::{LogReader, SessionLog};
 use super::pieces::{PIECE, keep_piece, read_piece};
 use super::{StoreError, failed};
 use crate::files;
@@ -43,10 +43,10 @@ impl Checkpoint {
     /// The epochs of which there is one, in their order.
     fn epochs(dir: &Path) -> Result<Vec<Epoch>, StoreError> {
         let dir = dir.join("checkpoints");
-        let entries = match std::fs::read_dir(&dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(failed("list", &dir))?,
-        };
+        if !files::look_anew(&dir).map_err(failed("look into", &dir))? {
+            return Ok(Vec::new());
+        }
+        let entries = std::fs::read_dir(&dir).map_err(failed("list", &dir))?;
         let mut epochs = Vec::new();
         for entry in entries {
             let name = entry.map_err(failed("list", &dir))?.file_name();
@@ -77,27 +77,26 @@ impl Checkpoint {
     ///
     /// Each owner has a file of its own and the newest epoch's counts, so an owner that was overtaken while it does this spoils
     /// nothing: of the pieces it removes only its own last one, which was not full; the next owner's log is longer.
-    pub(super) fn write(dir: &Path, epoch: Epoch, log: &SessionLog) -> Result<Self, StoreError> {
+    pub(super) fn write(dir: &Path, epoch: Epoch, log: &LogReader) -> Result<Self, StoreError> {
         let (pieces_dir, own) = (Self::pieces_dir(dir), Self::path(dir, epoch));
         for needed in [Some(pieces_dir.as_path()), own.parent()].into_iter().flatten() {
             files::make_dir(needed).map_err(failed("make", needed))?;
         }
         let before = Self::newest(dir)?.filter(|before| before.epoch <= epoch);
-        let (sum, mut pieces, mut offset) = (log.sum(), Vec::new(), 0);
+        let (len, mut pieces, mut offset) = (log.len(), Vec::new(), 0);
         // Full pieces of the one before are the same: a log only grows.
-        if let Some(before) = before.as_ref().filter(|before| before.len <= sum.len) {
+        if let Some(before) = before.as_ref().filter(|before| before.len <= len) {
             let full = (before.len as usize / PIECE).min(before.pieces.len());
             pieces.extend_from_slice(&before.pieces[..full]);
             offset = (full * PIECE) as u64;
         }
-        while offset < sum.len {
+        while offset < len {
             let piece = log.read_at(offset, PIECE)?;
             offset += piece.len() as u64;
             pieces.push(keep_piece(&pieces_dir, &piece).map_err(failed("write a piece in", &pieces_dir))?.0);
         }
         files::sync_dir(&pieces_dir).map_err(failed("keep", &pieces_dir))?;
-        let checkpoint =
-            Self { v: 1, epoch, records: sum.outline.seq(), len: sum.len, digest: sum.digest.to_string(), pieces };
+        let checkpoint = Self { v: 1, epoch, records: log.records(), len, digest: log.digest().to_string(), pieces };
         let mut text = serde_json::to_vec(&checkpoint).map_err(std::io::Error::from).map_err(failed("write", dir))?;
         text.push(b'\n');
         let (parent, name) = (dir.join("checkpoints"), format!("{:020}.json", epoch.0));

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use drover_types::{Epoch, SessionId};
 
 use super::checkpoint::Checkpoint;
-use super::log::{MAX_LINE, SessionLog};
+use super::log::{LogReader, MAX_LINE, SessionLog};
 use super::{StoreError, failed};
 use crate::files;
-use crate::session::{Span, begins, spans};
+use crate::session::{Head, Span, begins, spans};
 
 /// One session's directory on the shared file system.
 #[derive(Debug)]
@@ -27,6 +27,11 @@ impl Journals {
     pub fn new(root: &Path, session: SessionId) -> Self {
         let dir = root.join(session.as_str());
         Self { session, dir, open: None }
+    }
+
+    /// The same ones, to be read and tidied by somebody else.
+    pub(super) fn again(&self) -> Self {
+        Self { session: self.session.clone(), dir: self.dir.clone(), open: None }
     }
 
     /// Whose they are.
@@ -107,10 +112,11 @@ impl Journals {
     /// Epochs of which there is a journal.
     fn epochs(&self) -> Result<Vec<Epoch>, StoreError> {
         let dir = self.dir.join("journal");
-        let entries = match std::fs::read_dir(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(failed("list", &dir))?,
-        };
+        // A journal that was begun a moment ago on another host is to be in the list.
+        if !files::look_anew(&dir).map_err(failed("look into", &dir))? {
+            return Ok(Vec::new());
+        }
+        let entries = std::fs::read_dir(&dir).map_err(failed("list", &dir))?;
         let mut epochs = Vec::new();
         for entry in entries {
             let name = entry.map_err(failed("list", &dir))?.file_name();
@@ -121,7 +127,7 @@ impl Journals {
         Ok(epochs)
     }
 
-    fn head(&self, epoch: Epoch) -> Result<Option<(Epoch, u64)>, StoreError> {
+    fn head(&self, epoch: Epoch) -> Result<Option<Head>, StoreError> {
         let path = self.path(epoch);
         let file = files::open(&path, false).map_err(failed("open", &path))?;
         let mut line = Vec::new();
@@ -137,8 +143,9 @@ impl Journals {
         loop {
             line.clear();
             reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).map_err(failed("read", &path))?;
-            if !line.ends_with(b"\n") || !span.counts(seq) {
-                return Ok(());
+            // Of a write that was cut off, a file system may keep a later part without an earlier one, which then reads as zeros.
+            if !line.ends_with(b"\n") || line.contains(&0) || !span.counts(seq) {
+                break;
             }
             let due = log.sum().outline.seq() + 1;
             if seq > due {
@@ -150,10 +157,15 @@ impl Journals {
             }
             seq += 1;
         }
+        // Its owner may have been killed between writing and having it kept. What follows from it is about to be kept, so it is kept first.
+        if span.end.is_none() {
+            reader.get_ref().sync_data().map_err(failed("sync", &path))?;
+        }
+        Ok(())
     }
 
     /// Puts a log into pieces, and then lets go of the journals of earlier epochs, whose records are all in it.
-    pub(super) fn checkpoint(&mut self, epoch: Epoch, log: &SessionLog) -> Result<Checkpoint, StoreError> {
+    pub(super) fn checkpoint(&self, epoch: Epoch, log: &LogReader) -> Result<Checkpoint, StoreError> {
         let checkpoint = Checkpoint::write(&self.dir, epoch, log)?;
         for old in self.epochs()?.into_iter().filter(|old| *old < epoch) {
             let path = self.path(old);

@@ -16,6 +16,7 @@ mod copy;
 mod journals;
 mod log;
 pub(crate) mod pieces;
+mod recall;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,8 @@ use thiserror::Error;
 pub use checkpoint::Checkpoint;
 pub use copy::IncomingCopy;
 pub use journals::Journals;
-pub use log::{SessionLog, records};
+pub use log::{LogReader, SessionLog, records};
+pub use recall::{Prompt, Recall};
 
 use crate::core::{Appended, Digest};
 use crate::ownership::Ownership;
@@ -188,10 +190,12 @@ impl SessionStore {
         journal.and(log)
     }
 
-    /// Puts all records so far into pieces, and lets go of what earlier owners wrote. Nothing when the last append was not `Done`: a checkpoint
-    /// counts whoever owns the session later, so only what may be said may be in it.
-    pub fn checkpoint(&mut self) -> Result<Option<Checkpoint>, StoreError> {
-        self.said.then(|| self.journals.checkpoint(self.epoch, &self.log)).transpose()
+    /// What puts all records so far into pieces and lets go of what earlier owners wrote. It may be done at any later time, by anybody and
+    /// while this one goes on. Nothing when the last append was not `Done`: a checkpoint counts whoever owns the session later, so only what
+    /// may be said may be in it.
+    pub fn checkpoint(&self) -> Result<Option<DueCheckpoint>, StoreError> {
+        let due = || Ok(DueCheckpoint { journals: self.journals.again(), epoch: self.epoch, log: self.log.reader()? });
+        self.said.then(due).transpose()
     }
 
     /// What all its bytes add up to.
@@ -202,6 +206,21 @@ impl SessionStore {
     /// What the core has to know of it.
     pub fn sum(&self) -> &LogSum {
         self.log.sum()
+    }
+}
+
+/// A checkpoint that is to be made.
+#[derive(Debug)]
+pub struct DueCheckpoint {
+    journals: Journals,
+    epoch: Epoch,
+    log: LogReader,
+}
+
+impl DueCheckpoint {
+    /// Makes it.
+    pub fn make(self) -> Result<Checkpoint, StoreError> {
+        self.journals.checkpoint(self.epoch, &self.log)
     }
 }
 

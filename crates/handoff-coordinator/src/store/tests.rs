@@ -16,6 +16,11 @@ fn owner(boot: u64) -> Owner {
     Owner { node: NodeId::new(&format!("swarm/{boot}")), boot }
 }
 
+fn begins(epoch: u64, boot: u64, follows: u64) -> Record {
+    let follows = Some(Epoch(follows)).filter(|last| *last != Epoch(0));
+    Record::Epoch { epoch: Epoch(epoch), owner: owner(boot), follows }
+}
+
 fn opening() -> Opening {
     let (capabilities, metadata) = (std::collections::BTreeSet::new(), std::collections::BTreeMap::new());
     Opening { agent: AgentKind::Echo, replayable: true, capabilities, metadata, at_us: 0 }
@@ -61,17 +66,22 @@ impl Place {
 
     /// Takes over as that node: claims, reads, and begins the epoch.
     fn take_over(&self, epoch: u64, boot: u64) -> SessionStore {
+        let (mut store, first) = self.about_to(epoch, boot);
+        self.keep(&mut store, &first);
+        store
+    }
+
+    /// Claims and reads as that node. What it is to write first is still to be written.
+    fn about_to(&self, epoch: u64, boot: u64) -> (SessionStore, Vec<Record>) {
         self.claim(epoch, boot);
         let journals = Journals::new(&self.shared(), id());
         let log = journals.read(Epoch(epoch), &self.log(boot)).unwrap();
-        let seq = log.sum().outline.seq();
-        let mut store = SessionStore::begin(log, journals, Epoch(epoch), 1 << 30);
-        let mut first = vec![Record::Epoch { epoch: Epoch(epoch), owner: owner(boot) }];
+        let (seq, last) = (log.sum().outline.seq(), log.sum().outline.epoch());
+        let mut first = vec![begins(epoch, boot, last.0)];
         if seq == 0 {
             first.push(Record::Opened { opening: opening() });
         }
-        self.keep(&mut store, &first);
-        store
+        (SessionStore::begin(log, journals, Epoch(epoch), 1 << 30), first)
     }
 
     fn keep(&self, store: &mut SessionStore, records: &[Record]) {
@@ -91,12 +101,68 @@ fn a_new_owner_finds_all_that_was_said_and_an_overtaken_one_says_no_more() {
     // It writes, looks, and may not say it; nobody who comes later counts it.
     let late = first.append(6, &turn(1, "late"), &place.ownership).unwrap();
     assert!(matches!(late, Appended::Fenced(newest) if newest.owner == owner(2)));
-    assert_eq!(first.checkpoint().unwrap(), None, "and it is in no checkpoint");
+    assert!(first.checkpoint().unwrap().is_none(), "and it is in no checkpoint");
     place.keep(&mut second, &turn(1, "two"));
     let third = place.take_over(3, 3);
     let all = records(third.log()).unwrap();
     assert!(all.contains(&turn(1, "two")[0]) && !all.contains(&turn(1, "late")[0]));
     assert_eq!(all.len(), 2 + 3 + 1 + 3 + 1);
+}
+
+#[test]
+fn an_owner_that_begins_late_takes_nothing_from_one_that_has_read_before() {
+    // Two kinds of lateness: it begins before the third has read the journals, and after that.
+    for third_reads_first in [false, true] {
+        let place = Place::new();
+        let mut first = place.take_over(1, 1);
+        place.keep(&mut first, &turn(0, "said"));
+        // Has read what the first one said, and is stopped before it writes a word.
+        let (mut second, mut word) = place.about_to(2, 2);
+        word.extend(turn(1, "of the second"));
+        let fenced = |store: &mut SessionStore, at: u64, records: &[Record]| {
+            let done = store.append(at, records, &place.ownership).unwrap();
+            assert!(matches!(done, Appended::Fenced(_)), "{done:?}");
+        };
+        // The first one does not know yet: what it writes is never said, but there it is, and whoever reads now counts it.
+        fenced(&mut first, 6, &turn(1, "of the first"));
+        let mut third = if third_reads_first {
+            let third = place.take_over(3, 3);
+            fenced(&mut second, 6, &word);
+            third
+        } else {
+            place.claim(3, 9);
+            fenced(&mut second, 6, &word);
+            place.take_over(4, 3)
+        };
+        place.keep(&mut third, &turn(2, "of the third"));
+        let said = records(third.log()).unwrap();
+        let next = third.epoch().0 + 1;
+        let read = records(place.take_over(next, 4).log()).unwrap();
+        assert_eq!(read[..said.len()], said, "a word of the third is gone, third reads first: {third_reads_first}");
+        let counted = if third_reads_first { "OF THE FIRST" } else { "OF THE SECOND" };
+        assert!(format!("{read:?}").contains(counted));
+    }
+}
+
+#[test]
+fn the_end_of_a_write_without_its_beginning_counts_for_nothing() {
+    let place = Place::new();
+    let mut store = place.take_over(1, 1);
+    place.keep(&mut store, &turn(0, "said"));
+    let path = place.shared().join("s1/journal/00000000000000000001.jsonl");
+    let said = std::fs::read(&path).unwrap();
+    let before = store.sum().clone();
+    place.keep(&mut store, &turn(1, &"cut off ".repeat(2000)));
+    let whole = std::fs::read(&path).unwrap();
+    // Pages of one write reach the disk in any order: the last one is there, those before it read as zeros.
+    let mut torn = whole.clone();
+    torn[said.len()..whole.len() - 300].fill(0);
+    for begin in [&torn[..], &[&whole[..said.len() + 700], &torn[said.len() + 700..]].concat()] {
+        std::fs::write(&path, begin).unwrap();
+        let log = Journals::new(&place.shared(), id()).read(Epoch(2), &place.log(2)).unwrap();
+        assert_eq!(*log.sum(), before);
+    }
+    assert_eq!(place.take_over(2, 2).sum().outline.turns(), 1);
 }
 
 #[test]
@@ -128,15 +194,12 @@ fn checkpoints_replace_journals_and_write_only_what_is_new() {
     for number in 0..7 {
         place.keep(&mut store, &turn(number, &"a".repeat(250_000)));
     }
-    let first = store.checkpoint().unwrap().unwrap();
+    let first = store.checkpoint().unwrap().unwrap().make().unwrap();
     assert_eq!(first.pieces.len(), (first.len as usize).div_ceil(pieces::PIECE));
     let mut second = place.take_over(2, 2);
-    assert_eq!(
-        second.digest().0,
-        first.len + records_len(&[Record::Epoch { epoch: Epoch(2), owner: owner(2) }], first.records + 1)
-    );
+    assert_eq!(second.digest().0, first.len + records_len(&[begins(2, 2, 1)], first.records + 1));
     place.keep(&mut second, &turn(7, "more"));
-    let next = second.checkpoint().unwrap().unwrap();
+    let next = second.checkpoint().unwrap().unwrap().make().unwrap();
     assert_eq!(
         next.pieces[..next.pieces.len() - 1],
         first.pieces[..first.pieces.len() - 1],
@@ -147,7 +210,7 @@ fn checkpoints_replace_journals_and_write_only_what_is_new() {
     assert_eq!((count("journal"), count("checkpoints"), count("pieces")), (1, 1, next.pieces.len()));
     // An owner of long ago that comes to its checkpoint only now spoils nothing.
     store.said = true;
-    store.checkpoint().unwrap();
+    store.checkpoint().unwrap().unwrap().make().unwrap();
     let third = place.take_over(3, 3);
     assert_eq!(third.sum().outline.turns(), 8);
     // A damaged piece is found, and named.
@@ -157,6 +220,56 @@ fn checkpoints_replace_journals_and_write_only_what_is_new() {
     std::fs::write(&piece, content).unwrap();
     let error = Journals::new(&place.shared(), id()).read(Epoch(9), &place.log(9)).unwrap_err();
     assert!(matches!(error, StoreError::Mismatch { path, .. } if path == piece));
+}
+
+#[test]
+fn what_arrives_need_not_be_read_again_to_go_on_with_it() {
+    let place = Place::new();
+    let mut store = place.take_over(1, 1);
+    (0..3).for_each(|number| place.keep(&mut store, &turn(number, "said")));
+    let (turn, call) = (Turn(3), crate::core::Call { turn: Turn(3), n: 0 });
+    let (request, prompt) = ("r3".parse().unwrap(), "asked".to_owned());
+    let open = [
+        Record::Files { manifest: "the files".to_owned() },
+        Record::Accepted { turn, request, prompt, at_us: 1 },
+        Record::Begun { turn },
+        Record::Called { call, what: "a tool".to_owned() },
+        Record::Returned { call, result: "its result".to_owned() },
+    ];
+    place.keep(&mut store, &open);
+    let (len, digest) = store.digest();
+    let mut copy = IncomingCopy::begin(&place.log(2).with_file_name("copy.jsonl"), true, len, 1 << 30).unwrap();
+    while copy.len() < len {
+        let piece = store.log().read_at(copy.len(), 100).unwrap();
+        copy.write(copy.len(), &piece).unwrap();
+    }
+    assert!(copy.whole(len, digest).unwrap());
+    let arrived = copy.adopt(&place.log(2)).unwrap();
+    for log in [store.log(), &arrived, &SessionLog::open(&place.log(1)).unwrap()] {
+        let recall = log.recall();
+        assert_eq!(recall.prompt(turn).map(|prompt| prompt.text.as_str()), Some("asked"));
+        assert_eq!((recall.call(call), recall.result(call)), (Some("a tool"), Some("its result")));
+        assert_eq!(recall.answer(Turn(2)), Some(&Outcome::Answer("SAID".to_owned())));
+        assert_eq!(recall.files(), Some("the files"));
+    }
+}
+
+#[test]
+fn a_checkpoint_is_of_the_moment_when_it_was_due() {
+    let place = Place::new();
+    let mut store = place.take_over(1, 1);
+    place.keep(&mut store, &turn(0, "before"));
+    let (due, was) = (store.checkpoint().unwrap().unwrap(), store.digest());
+    // Made only after the session went on here, and then elsewhere, and its log here is gone.
+    place.keep(&mut store, &turn(1, "after"));
+    let mut second = place.take_over(2, 2);
+    place.keep(&mut second, &turn(2, "elsewhere"));
+    std::fs::remove_file(place.log(1)).unwrap();
+    let made = due.make().unwrap();
+    assert_eq!((made.len, made.digest, made.epoch), (was.0, was.1.to_string(), Epoch(1)));
+    let mut all = records(second.log()).unwrap();
+    all.push(begins(3, 3, 2));
+    assert_eq!(records(place.take_over(3, 3).log()).unwrap(), all, "it takes nothing away");
 }
 
 fn records_len(records: &[Record], first: u64) -> u64 {
@@ -189,12 +302,12 @@ fn a_checkpoint_that_is_cut_off_anywhere_loses_nothing() {
     let place = Place::new();
     let mut store = place.take_over(1, 1);
     (0..3).for_each(|number| place.keep(&mut store, &turn(number, &"b".repeat(300_000))));
-    store.checkpoint().unwrap().unwrap();
+    store.checkpoint().unwrap().unwrap().make().unwrap();
     let mut store = place.take_over(2, 2);
     (3..6).for_each(|number| place.keep(&mut store, &turn(number, &"c".repeat(300_000))));
     let before = tempfile::tempdir().unwrap();
     snapshot(&place.shared(), before.path());
-    store.checkpoint().unwrap().unwrap();
+    store.checkpoint().unwrap().unwrap().make().unwrap();
     let after = tempfile::tempdir().unwrap();
     snapshot(&place.shared(), after.path());
     let session = |root: &Path| root.join("s1");

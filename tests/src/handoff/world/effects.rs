@@ -33,7 +33,7 @@ impl World {
                     && matches!(record.cause, Cause::TakenOver | Cause::Recovered)
                     && let Some(files) = self.shared.sessions.get(&record.session)
                 {
-                    let early = files.read(record.epoch);
+                    let early = files.read(record.epoch, self.missing);
                     self.nodes[node].early.insert(record.session.clone(), early);
                 }
                 if self.weather.unknown > 0.0 && self.rng.random_bool(self.weather.unknown) {

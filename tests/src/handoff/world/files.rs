@@ -13,7 +13,9 @@ use super::parts::{Happening, Local, Op, Process};
 
 impl World {
     pub(super) fn operation(&mut self, node: usize, op: Op) {
-        let (after, start) = (self.span(100..3_000), self.nodes[node].start);
+        let start = self.nodes[node].start;
+        let late = self.weather.late > 0.0 && self.rng.random_bool(self.weather.late);
+        let after = if late { self.span(3_000..4_000_000) } else { self.span(100..3_000) };
         self.schedule(after, Happening::Op { node, start, op });
     }
 
@@ -44,24 +46,50 @@ impl World {
                 }
             }
             Op::Load(session, epoch) => {
-                let log = (!unreachable).then(|| {
-                    let early = self.nodes[node].early.remove(&session).filter(|_| missing.is_some());
-                    let found = early.or_else(|| self.shared.sessions.get(&session).map(|files| files.read(epoch)));
-                    let (sum, bytes, records) = found.unwrap_or_default();
-                    let local = Local::of(sum.clone(), bytes, &records);
-                    self.nodes[node].local.insert(session.clone(), local);
-                    Box::new(sum)
-                });
+                let early = self.nodes[node].early.remove(&session).filter(|_| missing.is_some() && !unreachable);
+                let files = self.shared.sessions.get(&session).filter(|_| !unreachable);
+                let found = early.or_else(|| files.map(|files| files.read(epoch, missing)));
+                let log = match found {
+                    None if unreachable => None,
+                    None => Some(Box::default()),
+                    Some(Ok((sum, bytes, records))) => {
+                        let local = Local::of(sum.clone(), bytes, &records);
+                        self.nodes[node].local.insert(session.clone(), local);
+                        Some(Box::new(sum))
+                    }
+                    Some(Err(why)) => {
+                        self.judge.lost(&session, &why);
+                        None
+                    }
+                };
                 self.later(node, 50..500, Input::Loaded { session, epoch, log });
             }
             Op::Append { session, epoch, first, records, offset, looked: false, unknown } => {
                 let unknown = unknown || unreachable;
                 if !unreachable {
-                    let mut bytes = lines(first, &records);
+                    let bytes = lines(first, &records);
+                    let mut part = 0..bytes.len();
                     if !alive {
-                        bytes.truncate(self.rng.random_range(0..=bytes.len()));
+                        part.end = self.rng.random_range(0..=bytes.len());
+                        if self.rng.random_bool(0.2) {
+                            part.start = self.rng.random_range(0..=part.end);
+                        }
                     }
-                    self.shared.sessions.entry(session.clone()).or_default().write(epoch, offset, &bytes);
+                    self.shared.sessions.entry(session.clone()).or_default().write(epoch, offset, &bytes, part);
+                }
+                if unknown && self.rng.random_bool(0.3) {
+                    // It comes to the disk once more, when its owner is long behind it.
+                    let op = Op::Append {
+                        session: session.clone(),
+                        epoch,
+                        first,
+                        records: Arc::clone(&records),
+                        offset,
+                        looked: false,
+                        unknown: false,
+                    };
+                    let late = self.span(0..4_000_000);
+                    self.schedule(late, Happening::Op { node, start: u32::MAX, op });
                 }
                 if alive {
                     let op = Op::Append { session, epoch, first, records, offset, looked: true, unknown };
@@ -77,6 +105,18 @@ impl World {
                 let after = self.span(50..500);
                 self.schedule(after, Happening::Kept { node, start, session, epoch, first, records, outcome, unknown });
             }
+            Op::Checkpoint { session, epoch, log, written } if !unreachable => {
+                let files = self.shared.sessions.entry(session.clone()).or_default();
+                if written {
+                    files.let_go(epoch);
+                } else {
+                    files.checkpoint(epoch, Arc::clone(&log));
+                    if alive {
+                        self.operation(node, Op::Checkpoint { session, epoch, log, written: true });
+                    }
+                }
+            }
+            Op::Checkpoint { .. } => {}
             Op::Tool { session, epoch, call } => {
                 if let Some(result) = self.shared.tool.call(&session, epoch, call, missing)
                     && alive
@@ -103,12 +143,18 @@ impl World {
             Some(newest) => Appended::Fenced(newest),
             None => {
                 let bytes = lines(first, records);
+                let now_and_then = self.rng.random_bool(0.01);
                 let local = self.nodes[node].local.entry(session.clone()).or_default();
                 local.journal.1 += bytes.len();
                 bytes.split_inclusive(|byte| *byte == b'\n').for_each(|line| local.sum.add(line));
                 local.bytes.extend_from_slice(&bytes);
                 local.read(records);
-                Appended::Done { len: local.sum.len, digest: local.sum.digest }
+                let done = Appended::Done { len: local.sum.len, digest: local.sum.digest };
+                if now_and_then {
+                    let log = Arc::new(local.bytes.clone());
+                    self.operation(node, Op::Checkpoint { session: session.clone(), epoch, log, written: false });
+                }
+                done
             }
         };
         self.feed(node, Input::Appended { session, epoch, first, outcome });

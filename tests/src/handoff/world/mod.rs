@@ -119,6 +119,11 @@ impl World {
         self.trace
     }
 
+    /// The part of the protocol that was taken away.
+    pub fn missing(&self) -> Option<Missing> {
+        self.missing
+    }
+
     /// How many nodes there are.
     pub fn len(&self) -> usize {
         self.nodes.len()

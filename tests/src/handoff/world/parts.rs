@@ -8,6 +8,8 @@ use drover_handoff::core::{Call, Engine, Input, Message, NodeId, OwnerRecord, Re
 use drover_handoff::session::{LogSum, Outcome, Record};
 use drover_types::{Epoch, RequestId, SessionId};
 
+use super::super::shared::Whole;
+
 /// Something asked of the shared file system.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
@@ -23,6 +25,13 @@ pub(super) enum Op {
         offset: usize,
         looked: bool,
         unknown: bool,
+    },
+    /// Everything so far under one name, and then earlier journals are removed.
+    Checkpoint {
+        session: SessionId,
+        epoch: Epoch,
+        log: Arc<Vec<u8>>,
+        written: bool,
     },
     Tool {
         session: SessionId,
@@ -195,7 +204,7 @@ pub(super) struct Node {
     pub(super) whole: BTreeMap<SessionId, Local>,
     pub(super) agents: BTreeMap<SessionId, Agent>,
     /// What somebody who reads before it claims would have found.
-    pub(super) early: BTreeMap<SessionId, (LogSum, Vec<u8>, Vec<Record>)>,
+    pub(super) early: BTreeMap<SessionId, Result<Whole, String>>,
     pub(super) believed_gone: bool,
     pub(super) killed_at: Duration,
     pub(super) load: f64,

@@ -13,13 +13,15 @@ pub struct Weather {
     pub way: u64,
     /// Share of file operations whose outcome nobody learns.
     pub unknown: f64,
+    /// Share of file operations that hang for seconds and then happen, whatever has happened meanwhile.
+    pub late: f64,
     /// Share of effects before which the process is killed.
     pub kill: f64,
 }
 
 impl Weather {
     /// Nothing goes wrong.
-    pub const FAIR: Self = Self { loss: 0.0, twice: 0.0, damage: 0.0, way: 2_000, unknown: 0.0, kill: 0.0 };
+    pub const FAIR: Self = Self { loss: 0.0, twice: 0.0, damage: 0.0, way: 2_000, unknown: 0.0, late: 0.0, kill: 0.0 };
 }
 
 /// What is done to whoever performs the effect of a certain number.
