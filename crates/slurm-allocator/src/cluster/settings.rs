@@ -10,7 +10,7 @@ use std::time::Duration;
 use drover_config::{Backend, Config, ProviderConfig, SshWay};
 use drover_service::Context;
 use drover_ssh::{Local, Remote, RemotePath, Russh, Settings, SshError, System, Terminal};
-use drover_types::{ErrorCode, Failure};
+use drover_types::{ErrorCode, Failure, shortened};
 use serde_json::json;
 
 use super::shared::Cluster;
@@ -78,7 +78,7 @@ impl ClusterSettings {
         let base = format!("{}/{}", root.trim_end_matches('/'), subdir.trim_matches('/'));
         RemotePath::new(format!("{base}/x")).map_err(|_| {
             wrong(
-                format!("{base:?} cannot be our directory on {name}"),
+                format!("{:?} cannot be our directory on {name}", shortened(&base, 200)),
                 "workspace_root must be an absolute path, as it is seen from the login host",
             )
         })?;

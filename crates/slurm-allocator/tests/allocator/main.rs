@@ -4,5 +4,6 @@
 
 mod bench;
 mod histories;
+mod hostile;
 mod local;
 mod static_hosts;

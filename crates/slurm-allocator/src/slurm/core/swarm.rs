@@ -505,24 +505,27 @@ impl Swarm {
             Ending::Cancelled | Ending::Completed if asked => "released".to_owned(),
             _ if asked => format!("released; {why}"),
             // Workers that are told beforehand are gone in order, and then Slurm knows of no limit.
-            Ending::Completed => match self.limit.filter(|limit| self.time_is_up(now, *limit)) {
-                Some(limit) => {
-                    let limit = walltime::words(Duration::from_micros(limit));
-                    format!(
-                        "its time limit of {limit} was reached: its workers had been told, and ended in order before it"
-                    )
-                }
+            Ending::Completed => match self.time_is_up(now) {
+                Some(limit) => format!(
+                    "its time limit of {limit} was reached: its workers had been told, and ended in order before it"
+                ),
                 None => "its workers have ended".to_owned(),
             },
+            Ending::Failed if let Some(limit) = self.time_is_up(now) => {
+                format!(
+                    "its time limit of {limit} was near: its workers had been told, and not all ended in order; {why}"
+                )
+            }
             _ if why.is_empty() => "its job has ended".to_owned(),
             _ => why,
         };
         self.finish(now, state.as_str(), reason, asked || ending != Ending::Failed);
     }
 
-    /// The job has run so long that its workers were told of its end, as far as was seen.
-    fn time_is_up(&self, now: Micros, limit: Micros) -> bool {
-        self.job.as_ref().and_then(|job| job.began_us).is_some_and(|began| began + limit <= now + TOLD_BEFORE)
+    /// The time limit, when the job has run so long that its workers were told of its end, as far as was seen.
+    fn time_is_up(&self, now: Micros) -> Option<String> {
+        let (limit, began) = (self.limit?, self.job.as_ref()?.began_us?);
+        (began + limit <= now + TOLD_BEFORE).then(|| walltime::words(Duration::from_micros(limit)))
     }
 
     fn finish(&mut self, now: Micros, word: &str, reason: String, well: bool) {

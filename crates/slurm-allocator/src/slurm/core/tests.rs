@@ -241,7 +241,7 @@ fn a_job_that_left_the_queue_has_ended_and_the_history_says_how() {
 
 #[test]
 fn workers_that_end_in_order_when_their_time_is_up_are_said_to_have_reached_it() {
-    let ended = |after: u64, put_back: bool| {
+    let ended = |after: u64, put_back: bool, word: &str| {
         let mut rig = Rig::new();
         rig.core.apply(rig.now, Input::Launch { swarm: id(), nodes: 2, limit: Some(600 * SECOND) });
         rig.look(vec![queued(7, 1, "RUNNING", "None")]);
@@ -256,16 +256,19 @@ fn workers_that_end_in_order_when_their_time_is_up_are_said_to_have_reached_it()
         let record = serde_json::to_string(&rig.core.record(&id()).unwrap()).unwrap();
         rig.core = Rig::new().core;
         rig.core.restore(id(), &serde_json::from_str(&record).unwrap(), rig.now);
-        rig.look(vec![queued(7, 1, "COMPLETED", "None")]);
-        let (state, word, reason) = rig.seen();
-        assert_eq!((state, word.as_str()), (AllocationState::Completed, "COMPLETED"));
+        rig.look(vec![queued(7, 1, word, if word == "FAILED" { "NonZeroExitCode" } else { "None" })]);
+        let (state, seen, reason) = rig.seen();
+        assert_eq!((state == AllocationState::Completed, seen.as_str()), (word == "COMPLETED", word));
         reason
     };
     for (after, put_back, near) in
         [(535, false, true), (700, false, true), (300, false, false), (535, true, false), (845, true, true)]
     {
-        let reason = ended(after, put_back);
+        let reason = ended(after, put_back, "COMPLETED");
         assert_eq!(reason.contains("its time limit of 00:10:00 was reached"), near, "{after} {put_back}: {reason}");
+        let reason = ended(after, put_back, "FAILED");
+        assert_eq!(reason.contains("its time limit of 00:10:00 was near"), near, "{after} {put_back}: {reason}");
+        assert!(reason.contains("NonZeroExitCode"), "{reason}");
     }
 }
 
