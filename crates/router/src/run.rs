@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use drover_config::Config;
@@ -26,7 +26,7 @@ use crate::owner::Owner;
 use crate::registry::Shared;
 use crate::sessions::Sessions;
 use crate::shell::{Dispatch, RingFile, run_allocator, run_follower, sent};
-use crate::store::{Command, Past, Retention, StoreHandle, StoreSettings, Writer, place};
+use crate::store::{Command, Past, Retention, StoreHandle, StoreSettings, UNUSED, Writer, place};
 
 /// Default addresses.
 const GRPC: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7950);
@@ -89,6 +89,7 @@ async fn serve(config: &Config, args: &RouterArgs, ctx: &Context) -> anyhow::Res
     let (store, commands) = StoreHandle::new();
     let settings = store_settings(config, &dir);
     let past = Past::new(&settings.place, &store);
+    close_unused(ctx, &past);
     let (opened, opened_now) = oneshot::channel();
     let (ended, writer_ended) = oneshot::channel::<anyhow::Result<()>>();
     let writer_metrics = metrics.clone();
@@ -190,6 +191,16 @@ fn spawn_ticks(ctx: &Context, store: &StoreHandle) {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
             store.tell(Command::Happened(Input::Tick)).await;
+        }
+    });
+}
+
+/// A subscriber that was behind for once leaves connections to the event log, and none is needed while all keep up.
+fn close_unused(ctx: &Context, past: &Past) {
+    let (past, shutdown) = (past.clone(), ctx.shutdown().clone());
+    ctx.spawn("unused readers", async move {
+        while shutdown.run_until_cancelled(tokio::time::sleep(UNUSED / 2)).await.is_some() {
+            past.close_unused(Instant::now());
         }
     });
 }

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use drover_mailbox::{Mailbox, Owner};
+use drover_mailbox::{Mailbox, Owner, Record, StreamWriter, encode_line};
 use drover_types::{Generation, NodeIndex, OutboxId, SwarmId};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
 fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
@@ -81,6 +82,34 @@ impl Host {
         until("a worker claims its node", || self.mailbox().owner(&Self::outbox(generation)).ok().flatten()).pid
     }
 
+    /// Gives the node a prompt that takes longer than the test.
+    fn busy(&self) {
+        let data = to_raw_value(&json!({"content": "@echo delay=1m", "steer": false})).unwrap();
+        let record = Record {
+            seq: 1,
+            ts: 1,
+            job_id: "7".into(),
+            node_id: 1,
+            generation: 0,
+            injection_id: Some("long".into()),
+            trace: None,
+            kind: "inject".into(),
+            data: &data,
+        };
+        let mut line = Vec::new();
+        encode_line(&record, &mut line);
+        let mut inbox =
+            StreamWriter::open(self.mailbox().inbox_dir(&Self::outbox(0).swarm, NodeIndex(1)), 4096).unwrap();
+        inbox.append(&line).unwrap();
+        inbox.sync().unwrap();
+        let outbox = self.mailbox().outbox_dir(&Self::outbox(1));
+        until("the turn runs", || {
+            let files = fs::read_dir(&outbox).ok()?.filter_map(Result::ok);
+            let mut texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+            texts.any(|text| text.contains("turn_started")).then_some(())
+        });
+    }
+
     fn word_file(&self) -> PathBuf {
         self.dir.path().join("swarm/nodes/01/worker.json")
     }
@@ -145,6 +174,25 @@ fn the_end_of_either_is_the_end_of_both() {
     signal(host.task.id(), Signal::TERM);
     assert_eq!(host.end(), Some(0), "{}", host.log());
     assert!(!host.log().contains("second signal"), "{}", host.log());
+
+    // Also when the end of the parent is seen before the signal: only one that comes twice is in a hurry.
+    for (signals, code) in [(1, 0), (2, 1)] {
+        let mut host = Host::start(&settings());
+        let worker = host.worker(1);
+        host.busy();
+        signal(host.task.id(), Signal::TERM);
+        until("the parent lets go", || host.log().contains("whoever started this is gone").then_some(()));
+        signal(worker, Signal::TERM);
+        if signals == 2 {
+            // Signals of one kind that wait are one.
+            while lives(worker) {
+                signal(worker, Signal::TERM);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        assert_eq!(host.end(), Some(code), "{}", host.log());
+        assert_eq!(host.log().contains("second signal"), code != 0, "{}", host.log());
+    }
 
     let host = Host::start(&settings());
     host.worker(1);

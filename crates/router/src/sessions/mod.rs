@@ -41,6 +41,9 @@ const MOVE: Duration = Duration::from_mins(10);
 const LOOK: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 16;
 
+/// Nodes that are named when none of them answers.
+const NAMED: usize = 8;
+
 /// Passes calls on.
 pub(crate) struct Sessions {
     shared: Arc<Shared>,
@@ -85,20 +88,29 @@ impl Sessions {
         if nodes.is_empty() {
             return Err(status_of(&self.no_door()));
         }
-        let mut last = String::new();
+        let asked = nodes.len();
+        let mut heard = Vec::new();
         for node in nodes {
             match self.ask(&node, limit, &call).await {
                 Ok(answer) => return Ok(answer),
                 Err(Unheard::Refused(status)) => return Err(status),
                 Err(Unheard::Lost(why)) => {
-                    last = why;
+                    debug!(node_id = node.id, why, "another node is asked");
                     self.ways.forget(&node, near);
+                    if heard.len() < NAMED {
+                        heard.push(if why.contains(&node.id) { why } else { format!("{}: {why}", node.id) });
+                    }
                 }
             }
-            debug!(why = last, "another node is asked");
         }
-        let failure =
-            Failure::new(ErrorCode::BackendUnavailable, format!("no node takes what is said to sessions: {last}"));
+        let others = asked.saturating_sub(heard.len());
+        let others = if others == 0 { String::new() } else { format!("; and {others} more") };
+        let nodes = if asked == 1 { "node" } else { "nodes" };
+        let heard = heard.join("; ");
+        let failure = Failure::new(
+            ErrorCode::BackendUnavailable,
+            format!("no node takes what is said to sessions; {asked} {nodes} asked: {heard}{others}"),
+        );
         Err(status_of(&failure.hint("`drover members` shows which nodes are there; try again in a moment")))
     }
 

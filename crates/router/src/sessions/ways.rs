@@ -3,7 +3,7 @@
 //! A node of this host is reached by loopback, and one elsewhere over the network where that leads to it. Where it does not, such as from
 //! a laptop that has only SSH to a login host, calls go through the node's mailbox.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -133,6 +133,7 @@ impl Ways {
                 nodes.push(Node { id: id.clone(), place: Place::Elsewhere { addr, mailbox } });
             }
         }
+        self.forget_gone(&nodes);
         let rank = |node: &str| {
             let mut hash = DefaultHasher::new();
             (node, near).hash(&mut hash);
@@ -148,6 +149,16 @@ impl Ways {
             (avoided.contains(&node.id), place.as_deref() != Some(&node.id), rank(&node.id))
         });
         nodes
+    }
+
+    /// Lets go of the doors of nodes that are no more; each has a task and buffers of its own.
+    fn forget_gone(&self, nodes: &[Node]) {
+        let mut doors = lock(&self.doors);
+        // A node may have one for each of its addresses.
+        if doors.len() > nodes.len() {
+            let known: HashSet<&str> = nodes.iter().map(|node| node.id.as_str()).collect();
+            doors.retain(|(id, _), _| known.contains(id.as_str()));
+        }
     }
 
     /// The ways to a node, best first. `why` gains what is known of those that do not lead there.

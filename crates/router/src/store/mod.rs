@@ -19,6 +19,6 @@ mod writer;
 
 pub(crate) use events::Wanted;
 pub(crate) use queue::{Call, Command, StoreHandle, stopping};
-pub(crate) use readers::Past;
+pub(crate) use readers::{Past, UNUSED};
 pub(crate) use schema::place;
 pub(crate) use writer::{Orders, Retention, StoreSettings, Writer};

@@ -4,8 +4,9 @@ use std::collections::{HashSet, VecDeque};
 
 use drover_types::InjectionId;
 
-/// Ended prompts that are remembered by id. Older ones are still recognised by their record number.
-const REMEMBERED: usize = 16_384;
+/// Ended prompts that are remembered by id, for a record that is written again under another number: those come within seconds. Older
+/// ones are still recognised by their record number.
+const REMEMBERED: usize = 4096;
 
 /// Every prompt that has not ended, and the last ones that have.
 #[derive(Debug, Default)]
