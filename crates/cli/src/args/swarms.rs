@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use drover_config::HumanDuration;
 
 use super::values::{agents, key_value, node_index};
 
@@ -14,6 +15,9 @@ pub(crate) struct Demo {
     /// Number of nodes
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) nodes: u32,
+    /// How long it may take on a slow machine, such as 2m; its steps get more too
+    #[arg(long, value_name = "TIME")]
+    pub(crate) limit: Option<HumanDuration>,
 }
 
 #[derive(Debug, Args)]

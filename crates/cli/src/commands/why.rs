@@ -24,7 +24,7 @@ pub(super) async fn run(app: &App, args: &Why) -> anyhow::Result<Exit> {
         Err(fault) if is_unknown(&fault) => {
             return match unary(door.client.explain(handoff::ExplainRequest { session_id: subject })).await {
                 Ok(answer) => session(app, &answer),
-                Err(_) => Err(unknown(fault, &args.subject).into()),
+                Err(of_session) => Err(neither(fault, of_session, &args.subject).into()),
             };
         }
         Err(fault) => return Err(fault.into()),
@@ -46,6 +46,27 @@ pub(super) async fn run(app: &App, args: &Why) -> anyhow::Result<Exit> {
         app.screen.out(&format!("  next     {}", tame(advice)))?;
     }
     Ok(Exit::Done)
+}
+
+/// The router does not know it, and the nodes do not answer for a session of that name.
+fn neither(fault: Fault, of_session: Fault, subject: &str) -> Fault {
+    match of_session.code {
+        Some(ErrorCode::UnknownSession) => unknown(fault, subject),
+        // No swarm is up, or the name is none that a session can have.
+        Some(ErrorCode::UnknownSwarm | ErrorCode::InvalidRequest) => {
+            let mut fault = unknown(fault, subject);
+            fault.message = format!("{}; sessions were not looked for: {}", fault.message, of_session.message);
+            fault
+        }
+        // Whether there is such a session nobody could say.
+        _ => Fault {
+            message: format!(
+                "no swarm, node or injection is called {subject}, and whether a session is cannot be found out: {}",
+                of_session.message
+            ),
+            ..of_session
+        },
+    }
 }
 
 fn unknown(mut fault: Fault, subject: &str) -> Fault {
@@ -106,4 +127,29 @@ fn session(app: &App, answer: &handoff::ExplainResponse) -> anyhow::Result<Exit>
         app.screen.out(&format!("  {}  {}", at.get(11..19).unwrap_or_default(), event.text))?;
     }
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_types::Failure;
+
+    use super::*;
+
+    #[test]
+    fn what_the_nodes_said_is_not_hidden_behind_what_the_router_does_not_know() {
+        let router =
+            || Fault::of_failure(Failure::new(ErrorCode::UnknownInjection, "nothing is called talk".to_owned()));
+        let nodes = |code, message: &str| Fault::of_failure(Failure::new(code, message.to_owned()).hint("wait"));
+        let said = neither(router(), nodes(ErrorCode::UnknownSession, "there is no session talk"), "talk");
+        assert_eq!(said.message, "nothing is called talk: no swarm, node, injection or session");
+        assert!(said.hint.contains("drover sessions"), "{said:?}");
+        let asked = "no node takes what is said to sessions; 1 node asked: a/0: connection refused";
+        let said = neither(router(), nodes(ErrorCode::BackendUnavailable, asked), "talk");
+        assert!(said.message.contains("called talk") && said.message.ends_with(asked), "{said:?}");
+        assert_eq!((said.code, said.hint.as_str()), (Some(ErrorCode::BackendUnavailable), "wait"));
+        let said = neither(router(), nodes(ErrorCode::UnknownSwarm, "no swarm is up"), "talk");
+        assert!(said.message.starts_with("nothing is called talk") && said.message.ends_with("no swarm is up"));
+        let said = neither(router(), Fault::unreachable("gone"), "talk");
+        assert!(said.message.ends_with("gone") && said.exit == Exit::Unreachable, "{said:?}");
+    }
 }

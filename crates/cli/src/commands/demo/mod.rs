@@ -8,6 +8,7 @@ mod tour;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use drover_config::HumanDuration;
 use drover_service::StateDir;
 use drover_types::AgentKind;
 use serde_json::json;
@@ -48,22 +49,25 @@ pub(super) async fn run(app: &App, args: Demo) -> anyhow::Result<Exit> {
     let place =
         tempfile::Builder::new().prefix("drover-demo-").tempdir().context("cannot make a directory for the demo")?;
     let state = StateDir::open(place.path())?;
-    let mut tour = Tour::new(app, state.clone(), args.nodes, agent.name, began)?;
+    let asked = args.limit.map(|HumanDuration(limit)| limit);
+    let limit = asked.unwrap_or(LIMIT);
+    let slack = limit.div_duration_f64(LIMIT).max(1.0);
+    let mut tour = Tour::new(app, state.clone(), args.nodes, &agent, began, slack)?;
     let first_limit = match (agent.name, agent.may_fall_back) {
-        (_, true) => CODEX_SHARE,
-        (name, _) if name == AgentKind::Codex.as_str() => LIMIT_BY_NAME,
-        _ => LIMIT,
+        (_, true) => CODEX_SHARE.mul_f64(slack).min(limit),
+        (name, _) if name == AgentKind::Codex.as_str() => asked.unwrap_or(LIMIT_BY_NAME),
+        _ => limit,
     };
     let mut outcome = play(app, &mut tour, began + first_limit).await;
     if let (Err(error), true, false) = (&outcome, agent.may_fall_back, app.stop.is_cancelled()) {
         app.screen.note(&format!("codex is there, but {error:#}; showing the built-in echo agent instead"));
         tour.use_echo().await;
-        outcome = play(app, &mut tour, began + LIMIT).await;
+        outcome = play(app, &mut tour, began + limit).await;
     }
     // What follows happens also after a failure and after Ctrl-C: nothing of the demo stays behind.
     tour.clean_up().await;
     let rows = tour.into_rows();
-    let stubborn = leftovers::end_all(state.path(), leftovers::PATIENCE).await;
+    let stubborn = leftovers::end_all(state.path(), leftovers::PATIENCE.mul_f64(slack)).await;
     if let Err(error) = place.close() {
         app.screen.note(&format!("could not remove {}: {error}", state.path().display()));
     }
