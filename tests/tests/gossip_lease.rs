@@ -62,17 +62,27 @@ fn a_killed_leader_has_a_successor_within_ten_seconds() {
     let mean = gaps.iter().sum::<u64>() / gaps.len() as u64;
     println!("{} kills: {:.2} s on average, {:.2} s at worst", gaps.len(), mean as f64 / 1e6, worst as f64 / 1e6);
     assert!(gaps.len() > 30 * 20);
+    hardly_ever_late(&gaps);
 }
 
 #[test]
 fn a_minority_has_no_leader_and_the_majority_has_one() {
-    let mut gaps = 0;
+    let mut gaps = Vec::new();
     for seed in seeds(15) {
         let plan = Plan { seed, nodes: 3 + seed as usize % 5, faults: Faults::CutOff, ..PLAN };
         let report = run(plan).unwrap_or_else(|violation| panic!("{violation:?} in {plan:?}"));
-        gaps += report.gaps.len();
+        gaps.extend(report.gaps);
     }
-    assert!(gaps > 30 * 10, "{gaps}");
+    assert!(gaps.len() > 30 * 10, "{gaps:?}");
+    hardly_ever_late(&gaps);
+}
+
+/// Ten seconds are the goal. Where no vote may be missing and chance loses or splits several in a row it takes longer: fresh seeds find
+/// such a gap once in many runs.
+#[track_caller]
+fn hardly_ever_late(gaps: &[u64]) {
+    let late: Vec<&u64> = gaps.iter().filter(|gap| **gap > 10_000_000).collect();
+    assert!(late.len() * 200 <= gaps.len(), "{late:?} of {}", gaps.len());
 }
 
 /// The first violation in this many runs.

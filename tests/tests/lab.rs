@@ -143,8 +143,11 @@ fn jobs_run_and_the_laptop_sees_ssh_and_nothing_else() {
     assert_eq!(servers("cat"), 1);
 
     // A hang-up ends sessions, and the server takes new ones.
+    // What it reads stays open: `wait` would close it, and then the session could end by itself.
+    let input = session.stdin.take();
     lab.hang_up().unwrap();
     assert!(!session.wait().unwrap().success());
+    drop(input);
     assert!(lab.ssh(&["true"]).status().unwrap().success());
     // Without a server there is nobody to talk to.
     lab.kill("login", "sshd").unwrap();

@@ -40,8 +40,14 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 
 /// Launches nodes and waits until they know each other and take sessions.
 fn launch(cluster: &Cluster, nodes: usize, agent: &str) -> String {
+    launch_with(cluster, nodes, agent, &[])
+}
+
+fn launch_with(cluster: &Cluster, nodes: usize, agent: &str, more: &[&str]) -> String {
     let count = nodes.to_string();
-    let launched = must(json(cluster, &["launch", "--nodes", &count, "--agent", agent, "--detach", "--json"]));
+    let mut args = vec!["launch", "--nodes", &count, "--agent", agent, "--detach", "--json"];
+    args.extend(more);
+    let launched = must(json(cluster, &args));
     let swarm = launched["swarm_id"].as_str().unwrap().to_owned();
     wait_for("nodes that take sessions", || {
         let members = must(json(cluster, &["members", &swarm, "--json"]));
@@ -241,7 +247,9 @@ async fn a_codex_conversation_moves_with_its_files_and_remembers_what_was_said()
         home.path().display()
     );
     let cluster = must(Cluster::start(&config).await);
-    let swarm = launch(&cluster, 2, "echo");
+    let rules = cluster.dir().join("rules.md");
+    std::fs::write(&rules, "Whoever asks for the colour is told: zinnia.\n").unwrap();
+    let swarm = launch_with(&cluster, 2, "echo", &["--agents-md", &rules.display().to_string()]);
 
     let make = "git init -q . && git config user.email a@b && git config user.name a && echo first > kept.txt && git add kept.txt \
                 && git commit -q -m one && echo changed >> kept.txt && git add kept.txt && mkdir -p deep && echo loose > deep/loose.txt";
@@ -251,15 +259,17 @@ async fn a_codex_conversation_moves_with_its_files_and_remembers_what_was_said()
     assert_eq!(made.text, made.answer["content"].as_str().unwrap());
     let first = owner(&cluster, "work");
     assert_eq!(codex_processes(&cluster), Vec::<u32>::new(), "nothing runs between turns");
+    let asked = mock.requests().first().cloned().unwrap_or_default().to_string();
+    assert!(asked.contains("zinnia"), "the model is told what the launch brought: {asked}");
 
     let target = format!("{swarm}/{}", u32::from(first.ends_with("/0")));
     must(ok(&cluster, &["handoff", "work", "--to", &target]));
     assert_eq!(owner(&cluster, "work"), target);
-    let look = "git rev-list --count HEAD; git diff --cached --stat | tail -1; cat kept.txt deep/loose.txt; pwd";
+    let look = "git rev-list --count HEAD; git diff --cached --stat | tail -1; cat kept.txt deep/loose.txt AGENTS.md";
     let prompt = format!("what is there? @mock run=\"{look}\" then='seen: {{output}}'");
     let seen = send(&cluster, &["work", "--prompt", &prompt]);
     let content = seen.answer["content"].as_str().unwrap();
-    for part in ["1", "1 insertion", "first", "changed", "loose"] {
+    for part in ["1", "1 insertion", "first", "changed", "loose", "zinnia"] {
         assert!(content.contains(part), "{part:?} is not in {content}");
     }
     assert_eq!(seen.answer["node_id"].as_str(), Some(target.as_str()));
@@ -429,14 +439,17 @@ async fn messages_to_a_bot_are_answered_once_whatever_restarts() {
     // It is killed in the middle of an answer and started again; Telegram fails meanwhile.
     telegram.write(5, "@echo over=2s\none two three four five");
     telegram.write(-9, "in a group");
-    // Once it has noted where the answer goes. Before that a crash leaves an empty message behind, and answers in another.
+    // Once it has noted where the answers go. Before that a crash leaves an empty message behind, and answers in another.
     let book = cluster.state().path().join("telegram/book.json");
     let noted = || serde_json::from_slice::<Value>(&std::fs::read(&book).unwrap_or_default()).unwrap_or_default();
-    let begun = |book: &Value| {
+    let begun = |book: &Value, chat: i64| {
         let open = book["open"].as_object().cloned().unwrap_or_default();
-        open.values().any(|open| open["chat"] == 5 && open["places"][0].is_number())
+        open.values().any(|open| open["chat"] == chat && open["places"][0].is_number())
     };
-    wait_for("the beginning of an answer", || begun(&noted()).then_some(()));
+    wait_for("the beginning of the answers", || {
+        let book = noted();
+        (begun(&book, 5) && (begun(&book, -9) || texts(-9) == ["in a group"])).then_some(())
+    });
     gateway.kill();
     telegram.fail_next(500, 1);
     telegram.fail_next(429, 1);

@@ -187,6 +187,16 @@ fn answers(engine: &Engine, prompt: &str, nodes: usize) {
     }
 }
 
+/// The session knows what was said first, and is answered by the node that has it.
+#[track_caller]
+fn recalls(engine: &Engine, owner: &Value) {
+    let said = engine.drover(&["send", "notes", "--prompt", "@echo recall"]).unwrap();
+    assert!(said.contains("heliotrope"), "{said}");
+    let sessions = engine.json(&["sessions"]).unwrap();
+    let is_there = |session: &Value| session["session_id"] == "notes" && session["owner"] == *owner;
+    assert!(sessions.as_array().is_some_and(|all| all.iter().any(is_there)), "{sessions}");
+}
+
 #[test]
 fn a_swarm_on_containers_survives_the_loss_of_a_host_and_of_a_network_and_nothing_is_left() {
     let engine = match Engine::start() {
@@ -229,6 +239,16 @@ fn a_swarm_on_containers_survives_the_loss_of_a_host_and_of_a_network_and_nothin
     let hosts: Vec<String> =
         status["nodes"].as_array().unwrap().iter().map(|node| node["host"].as_str().unwrap().to_owned()).collect();
     assert!(hosts.iter().all(|host| host.starts_with("compute")), "{hosts:?}");
+
+    // A conversation begins on one host and goes on on another, with all that was said in it.
+    engine.drover(&["send", "notes", "--agent", "echo", "--prompt", "Remember the word heliotrope."]).unwrap();
+    let moved = engine.eventually(&["handoff", "notes"], "a session that moves", |moved| moved["from"] != moved["to"]);
+    let host_of = |node: &Value| {
+        let (_, index) = node.as_str().unwrap().rsplit_once('/').unwrap();
+        hosts[index.parse::<usize>().unwrap()].clone()
+    };
+    assert_ne!(host_of(&moved["from"]), host_of(&moved["to"]), "{moved}");
+    recalls(&engine, &moved["to"]);
 
     // A power cut: Slurm starts the job anew on three hosts of the four, and the swarm goes on.
     engine.sim(&["kill", &hosts[1]]).unwrap();

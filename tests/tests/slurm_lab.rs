@@ -110,6 +110,25 @@ fn three_commands_on_a_laptop_and_codex_answers_on_four_hosts() {
         assert_eq!(answers.count(), 4, "{}{}", said.stdout, said.stderr);
         let status = site.json(&[&["status", &swarm, "--json"][..], &file].concat())?;
         assert_eq!((text(&status, "slurm_state"), text(&status, "status")), ("RUNNING", "running"), "{status:#}");
+        // Sessions live on hosts that a laptop has no way to but the files behind the login host.
+        let on = |args: &[&str]| site.json(&[args, &["--json"], &file].concat());
+        site.wait("the hosts have found each other", || {
+            let members = on(&["members", &swarm])?;
+            let alive = members.as_array().unwrap().iter().filter(|member| member["state"] == "alive");
+            Ok((alive.count() == 4).then_some(()))
+        })?;
+        let words = "Remember heliotrope.";
+        let said = site.ok(&[&["send", "notes", "--agent", "echo", "--prompt", words][..], &file].concat())?;
+        assert_eq!(said.stdout.trim_end(), words);
+        let moved = on(&["handoff", "notes"])?;
+        let listed = on(&["sessions"])?;
+        assert_eq!(
+            (text(&listed[0], "session_id"), text(&listed[0], "owner")),
+            ("notes", text(&moved, "to")),
+            "{listed}"
+        );
+        let recalled = site.ok(&[&["send", "notes", "--prompt", "@echo recall"][..], &file].concat())?;
+        assert!(recalled.stdout.contains("heliotrope"), "{}", recalled.stdout);
         assert_eq!(site.lab.ssh_connections()?, 1, "one connection carries everything");
         assert_eq!(site.followers()?.len(), 1);
         // A laptop reaches nothing but SSH, and nothing of ours listens beyond loopback.

@@ -1,22 +1,32 @@
-//! The short size of the soak: long enough to see every event come out of three swarms, too short to judge memory finely.
+//! The short size of the soak: by what went through and not by the clock, so that a slow machine sees as much as a fast one. Too
+//! short to judge memory finely: what is found is a daemon that keeps what it passes on, or a file for each thing done.
 
 use std::time::Duration;
 
-use drover_e2e::soak::{self, Plan};
+use drover_e2e::soak::{self, Least, Plan};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_in_comes_out_and_nothing_leaks_fast() {
+    let least = Least { events: 14_000, swarms: 2, sessions: 30, calls: 200 };
     let plan = Plan {
-        time: Duration::from_secs(8),
+        time: Duration::from_secs(5),
+        least,
+        // The recent events that a router keeps in memory are about 2,700 of these. 54 MB go by after those and as many again.
+        settling_events: 5_000,
+        delta_bytes: 6_000,
         swarm_time: Duration::from_secs(3),
+        session_turns: 1,
         keep_events: 100_000,
+        // What was seen without a leak was 14 at the most, in the router, whose heap takes longer to settle.
         growth_mib: 32.0,
-        growth_of_memory_mib: 32.0,
-        // Swarms that have ended keep theirs open for longer than this takes.
-        growth_files: 32.0,
-        slope_files: 64.0,
+        // A file for each session or for each prompt is more.
+        growth_files: 12.0,
+        slope_files: 20.0,
     };
     let report = soak::run(plan).await.unwrap_or_else(|error| panic!("{error:#}"));
-    assert!(report.swarms >= 3 && report.prompts > 20 && report.compared > 1000, "{report:?}");
-    assert!(report.turns.0 > 5 && report.calls > 50 && report.daemons.len() == 7, "{report:?}");
+    println!("{report:#?}");
+    // One swarm stands beside those that come and go.
+    assert!(report.swarms as u64 > least.swarms && report.events as u64 >= least.events, "{report:?}");
+    assert!(report.turns.1 as u64 >= least.sessions && report.calls >= least.calls, "{report:?}");
+    assert!(report.compared as u64 >= least.events && report.daemons.len() == 7, "{report:?}");
 }

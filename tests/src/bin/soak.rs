@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use clap::Parser;
-use drover_e2e::soak::{self, Plan};
+use drover_e2e::soak::{self, Least, Plan};
 
 /// Runs swarms at full rate and watches what grows.
 #[derive(Parser)]
@@ -25,10 +25,13 @@ async fn main() -> anyhow::Result<()> {
     println!("{}: {} s at full rate", args.name, args.seconds);
     let plan = Plan {
         time: Duration::from_secs(args.seconds),
+        least: Least::default(),
+        settling_events: 0,
+        delta_bytes: 300,
         swarm_time: Duration::from_secs(args.swarm_seconds),
+        session_turns: usize::MAX,
         keep_events: 1_000_000,
         growth_mib: 1.0,
-        growth_of_memory_mib: 3.0,
         growth_files: 4.0,
         slope_files: 2.0,
     };

@@ -92,6 +92,8 @@ pub enum Violation {
 }
 
 const SECOND: u64 = 1_000_000;
+/// Nobody waits longer than that for a leader: the lease, and votes that are lost or split several times in a row.
+const LEADERLESS: u64 = 15 * SECOND;
 
 /// Runs the plan. The same plan always gives the same.
 pub fn run(plan: Plan) -> Result<Report, Violation> {
@@ -669,7 +671,7 @@ impl World {
             self.gap_since = None;
         }
         if let (Some(since), true) = (self.gap_since, self.plan.faults != Faults::Chaos)
-            && self.now > since + 10 * SECOND
+            && self.now > since + LEADERLESS
         {
             self.violation = Some(Violation::NoLeader(self.now - since));
         }

@@ -12,6 +12,9 @@ use drover_service::{StateDir, Target, connect, why};
 use drover_testkit::cluster::Cluster;
 use tonic::transport::Channel;
 
+use super::Plan;
+use super::progress::Progress;
+
 /// Daemons of which a node has one.
 pub(super) const OF_NODE: [&str; 3] = ["worker", "gossip-membership", "handoff-coordinator"];
 /// Model calls of one run.
@@ -42,19 +45,20 @@ fn door(state: &StateDir) -> HandoffServiceClient<Channel> {
 }
 
 /// One turn after the other, in one session after the other. Returns how many turns, and sessions.
-pub(super) async fn talk(state: &StateDir, each: Duration, until: Instant) -> anyhow::Result<(usize, usize)> {
+pub(super) async fn talk(state: &StateDir, plan: Plan, progress: &Progress) -> anyhow::Result<(usize, usize)> {
     let mut door = door(state);
     let (mut turns, mut sessions) = (0, 0);
-    while Instant::now() < until {
+    while !progress.is_over() {
         let session = format!("soak-{sessions}");
-        let end = until.min(Instant::now() + each);
+        let end = Instant::now() + plan.swarm_time;
         let before = turns;
-        while Instant::now() < end {
+        while turns == before || turns - before < plan.session_turns && Instant::now() < end && !progress.is_over() {
             say(&mut door, &session, turns - before).await?;
             turns += 1;
         }
         door.close(CloseRequest { session_id: session }).await?;
         sessions += 1;
+        progress.session();
     }
     Ok((turns, sessions))
 }
@@ -90,11 +94,11 @@ async fn ask(door: &mut HandoffServiceClient<Channel>, session: &str, turn: usiz
 }
 
 /// One run of model calls after the other. Returns how many calls.
-pub(super) async fn dispatch(state: &StateDir, until: Instant) -> anyhow::Result<u64> {
+pub(super) async fn dispatch(state: &StateDir, progress: &Progress) -> anyhow::Result<u64> {
     let target = Target::Daemon { state: state.clone(), name: "llm-dispatcher".to_owned() };
     let mut client = DispatchServiceClient::new(connect(target));
     let mut calls = 0;
-    while Instant::now() < until {
+    while !progress.is_over() {
         // A slow call that is hedged would be answered twice, and that is no fault.
         let task = |number| Task { prompt: format!("call {number}"), no_hedge: true, ..Task::default() };
         let tasks = (calls..calls + CALLS as u64).map(task).collect();
@@ -111,6 +115,7 @@ pub(super) async fn dispatch(state: &StateDir, until: Instant) -> anyhow::Result
         let summary = summary.context("a run without a summary")?;
         ensure!(summary.succeeded == CALLS as u64, "of {CALLS} calls {} succeeded", summary.succeeded);
         calls += CALLS as u64;
+        progress.calls(calls);
     }
     Ok(calls)
 }

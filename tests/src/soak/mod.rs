@@ -2,6 +2,7 @@
 //! nothing grows that should not, in any daemon, and what goes in comes out.
 
 mod beside;
+mod progress;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -17,6 +18,8 @@ use drover_testkit::cluster::{Cluster, DAEMONS, RouterClient};
 use drover_testkit::mock_llm::{MockLlm, Settings};
 use tokio::sync::watch;
 
+pub use self::progress::Least;
+use self::progress::Progress;
 use crate::chaos::launch;
 
 /// Nodes of each swarm, each with one prompt after the other.
@@ -25,24 +28,33 @@ const NODES: u32 = 4;
 const DELTAS: usize = 100;
 /// Memory and files may grow while caches fill; after this share of the time they must stand still.
 const SETTLED: f64 = 0.2;
+/// Parts of the time of which each is long enough for a moment with few open files: connections are kept for a minute and more.
+const WINDOWS: usize = 3;
+/// A subscriber that is so long without an event, while the log has more, has lost one. Machines stall for seconds.
+const LOST: Duration = Duration::from_mins(1);
 
 /// How long, and what is allowed.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// How long prompts are sent.
+    /// How long prompts are sent, at least.
     pub time: Duration,
+    /// What has to be done, however long a slow machine takes for it; then what grew is judged by what went through.
+    pub least: Least,
+    /// How many events go by before memory and files have to stand still, besides a share of the time.
+    pub settling_events: u64,
+    /// Bytes of each piece.
+    pub delta_bytes: usize,
     /// How long each swarm lives. Its successor finds no trace of it a little later.
     pub swarm_time: Duration,
+    /// Most turns of a session; its successor begins when it is closed.
+    pub session_turns: usize,
     /// How many events the log keeps: with fewer than there are, old ones make room all the time.
     pub keep_events: usize,
     /// By how many MiB the memory of a daemon may grow after it has settled.
     pub growth_mib: f64,
-    /// The same for those that remember what was done: a worker its last 16,384 prompts, by name, and a node's sessions the turns of
-    /// those that were closed. Ten minutes are too short to see such a memory full.
-    pub growth_of_memory_mib: f64,
-    /// How many more files a daemon may have open in the second half than in the first.
+    /// How many more files a daemon may have open in the second half than in the first, when it has fewest.
     pub growth_files: f64,
-    /// By how many files the fitted line may rise after it has settled.
+    /// By how many files the line fitted to those times may rise after it has settled.
     pub slope_files: f64,
 }
 
@@ -62,9 +74,9 @@ pub struct Use {
     pub grown_mib: f64,
     /// MiB that it had at the most.
     pub most_mib: f64,
-    /// Open files at the most: before the middle of the time, and after.
+    /// Open files at the least, after it had settled: before the middle of that time, and after.
     pub files: (f64, f64),
-    /// By how many files the fitted line rose after it had settled.
+    /// By how many files the fitted line rose.
     pub grown_files: f64,
 }
 
@@ -106,14 +118,15 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
     let cluster = Cluster::start(&config).await?;
     let standing = launch(&mut cluster.router(), "echo", 1).await?;
     beside::ready(&cluster, &standing).await?;
-    let until = Instant::now() + plan.time;
+    let progress = &Progress::new(plan.time, plan.least);
     let (over, is_over) = watch::channel(0);
+    let ended = || progress.is_over();
     let working = async {
         let (worked, stood, turns, calls) = tokio::try_join!(
-            work(cluster.router(), plan, until),
-            prompts(cluster.router(), &standing, 0, until),
-            beside::talk(cluster.state(), plan.swarm_time, until),
-            beside::dispatch(cluster.state(), until),
+            work(cluster.router(), plan, progress),
+            prompts(cluster.router(), &standing, 0, plan.delta_bytes, &ended),
+            beside::talk(cluster.state(), plan, progress),
+            beside::dispatch(cluster.state(), progress),
         )?;
         // What the subscriber has to wait for.
         over.send_replace(cluster.router().get_info(GetInfoRequest {}).await?.into_inner().last_seq);
@@ -121,8 +134,8 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
     };
     let (((swarms, prompts), turns, calls), courses, live) = tokio::try_join!(
         working,
-        sample(&cluster, &standing, until),
-        subscribe(cluster.router(), plan.keep_events, is_over)
+        sample(&cluster, &standing, progress),
+        subscribe(cluster.router(), plan.keep_events, is_over, progress)
     )?;
     let answered = mock.ledger().answered;
     ensure!(answered == calls, "{calls} calls were made, the provider answered {answered}");
@@ -132,16 +145,19 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
     let log = read_log(cluster.router(), live.last.front().map_or(0, |first| first - 1)).await?;
     ensure!(live.last == log, "the log's last {} events are not the {} that were seen", log.len(), live.last.len());
 
+    let settled = settled(&courses.events, plan.settling_events);
     let (mut daemons, mut faults) = (BTreeMap::new(), Vec::new());
     for (daemon, course) in &courses.daemons {
+        // Files are opened and closed all the time; one that is never closed is there also when there are fewest.
+        let files: Vec<(f64, f64)> = course.files.iter().filter(|(at, _)| *at >= settled).copied().collect();
+        let half = floors(&files, 2);
         let used = Use {
-            grown_mib: growth(&course.memory, plan.time.as_secs_f64() * SETTLED),
+            grown_mib: growth(&course.memory, settled),
             most_mib: most(course.memory.iter().map(|sample| sample.1)),
-            files: halves(course.files.iter().map(|sample| sample.1)),
-            grown_files: growth(&course.files, plan.time.as_secs_f64() * SETTLED),
+            files: (half.first().map_or(0.0, |low| low.1), half.last().map_or(0.0, |low| low.1)),
+            grown_files: growth(&floors(&files, WINDOWS), settled),
         };
-        let remembers = ["worker", "handoff-coordinator"].contains(daemon);
-        if used.grown_mib >= if remembers { plan.growth_of_memory_mib } else { plan.growth_mib } {
+        if used.grown_mib >= plan.growth_mib {
             faults.push(format!("{daemon} grew by {:.2} MiB: {:.1?}", used.grown_mib, course.memory));
         }
         if used.files.1 > used.files.0 + plan.growth_files {
@@ -174,12 +190,13 @@ pub async fn run(plan: Plan) -> anyhow::Result<Report> {
 }
 
 /// Swarm after swarm. Returns how many there were, and how many prompts they carried out.
-async fn work(mut router: RouterClient, plan: Plan, until: Instant) -> anyhow::Result<(usize, usize)> {
+async fn work(mut router: RouterClient, plan: Plan, progress: &Progress) -> anyhow::Result<(usize, usize)> {
     let (mut swarms, mut done) = (0, 0);
-    while Instant::now() < until {
+    while !progress.is_over() {
         let swarm = launch(&mut router, "echo", NODES).await?;
-        let end = until.min(Instant::now() + plan.swarm_time);
-        let prompting = (0..NODES).map(|node| prompts(router.clone(), &swarm, node, end));
+        let end = Instant::now() + plan.swarm_time;
+        let ended = || progress.is_over() || Instant::now() >= end;
+        let prompting = (0..NODES).map(|node| prompts(router.clone(), &swarm, node, plan.delta_bytes, &ended));
         done += futures::future::try_join_all(prompting).await?.iter().sum::<usize>();
         let request = TerminateSwarmRequest { swarm_id: swarm, ..Default::default() };
         let mut steps = router.terminate_swarm(request).await?.into_inner();
@@ -189,18 +206,25 @@ async fn work(mut router: RouterClient, plan: Plan, until: Instant) -> anyhow::R
         }
         ensure!(terminated, "the termination ended without an end");
         swarms += 1;
+        progress.swarm();
     }
     Ok((swarms, done))
 }
 
-/// One prompt after the other on one node.
-async fn prompts(mut router: RouterClient, swarm: &str, node: u32, until: Instant) -> anyhow::Result<usize> {
+/// One prompt after the other on one node, until the end.
+async fn prompts(
+    mut router: RouterClient,
+    swarm: &str,
+    node: u32,
+    size: usize,
+    ended: &dyn Fn() -> bool,
+) -> anyhow::Result<usize> {
     let mut done = 0;
-    while Instant::now() < until {
+    while !ended() {
         let request = InjectRequest {
             swarm_id: swarm.to_owned(),
             nodes: vec![node],
-            content: format!("soak {node} {done}\n@echo deltas={DELTAS} size=300"),
+            content: format!("soak {node} {done}\n@echo deltas={DELTAS} size={size}"),
             ..Default::default()
         };
         let mut steps = router.inject(request).await?.into_inner();
@@ -236,10 +260,12 @@ async fn outstanding(router: &mut RouterClient, swarm: &str, node: u32) -> anyho
 struct Courses {
     daemons: BTreeMap<&'static str, Course>,
     disk_mib: Vec<f64>,
+    /// Seconds since the start, events so far.
+    events: Vec<(f64, u64)>,
 }
 
 /// Samples every daemon until the end.
-async fn sample(cluster: &Cluster, standing: &str, until: Instant) -> anyhow::Result<Courses> {
+async fn sample(cluster: &Cluster, standing: &str, progress: &Progress) -> anyhow::Result<Courses> {
     let begun = Instant::now();
     let mut courses = Courses::default();
     let of_node = beside::OF_NODE.map(|daemon| (daemon, beside::name_of(daemon, standing)));
@@ -249,7 +275,8 @@ async fn sample(cluster: &Cluster, standing: &str, until: Instant) -> anyhow::Re
         .map(|daemon| (*daemon, (*daemon).to_owned()))
         .chain(of_node)
         .collect();
-    while Instant::now() < until {
+    while !progress.is_over() {
+        courses.events.push((begun.elapsed().as_secs_f64(), progress.events()));
         for (daemon, name) in &all {
             let pid = cluster.daemon(name).with_context(|| format!("{name} is gone"))?.pid;
             let course = courses.daemons.entry(daemon).or_default();
@@ -285,6 +312,13 @@ fn bytes_below(dir: &Path, counts: &dyn Fn(&str) -> bool) -> u64 {
         .sum()
 }
 
+/// From which second on nothing may grow any more.
+fn settled(events: &[(f64, u64)], after: u64) -> f64 {
+    let (all, _) = events.last().copied().unwrap_or_default();
+    let passed = events.iter().find(|(_, count)| *count >= after).map_or(all, |(at, _)| *at);
+    passed.max(all * SETTLED)
+}
+
 /// By how much the fitted line rises between `from` seconds and the end.
 fn growth(samples: &[(f64, f64)], from: f64) -> f64 {
     let settled: Vec<&(f64, f64)> = samples.iter().filter(|(at, _)| *at >= from).collect();
@@ -297,6 +331,15 @@ fn growth(samples: &[(f64, f64)], from: f64) -> f64 {
     let slope = settled.iter().map(|(at, mib)| (at - time) * (mib - size)).sum::<f64>()
         / settled.iter().map(|(at, _)| (at - time).powi(2)).sum::<f64>();
     slope * (settled.last().map_or(0.0, |last| last.0) - from)
+}
+
+/// The lowest sample of each of so many parts, at the time of the last in it.
+fn floors(samples: &[(f64, f64)], parts: usize) -> Vec<(f64, f64)> {
+    let of_part = |part: &[(f64, f64)]| {
+        let low = part.iter().map(|sample| sample.1).fold(f64::INFINITY, f64::min);
+        (part.last().map_or(0.0, |last| last.0), low)
+    };
+    samples.chunks(samples.len().div_ceil(parts).max(1)).map(of_part).collect()
 }
 
 fn most(samples: impl Iterator<Item = f64>) -> f64 {
@@ -321,11 +364,16 @@ struct Live {
 }
 
 /// Every event from the first to the one that `over` names in the end.
-async fn subscribe(mut router: RouterClient, remember: usize, over: watch::Receiver<u64>) -> anyhow::Result<Live> {
+async fn subscribe(
+    mut router: RouterClient,
+    remember: usize,
+    over: watch::Receiver<u64>,
+    progress: &Progress,
+) -> anyhow::Result<Live> {
     let request = WatchEventsRequest { follow: true, ..Default::default() };
     let mut stream = router.watch_events(request).await?.into_inner();
     let mut live = Live::default();
-    let mut seq = 0;
+    let (mut seq, mut heard) = (0, Instant::now());
     loop {
         let end = *over.borrow();
         if end > 0 && seq >= end {
@@ -334,9 +382,14 @@ async fn subscribe(mut router: RouterClient, remember: usize, over: watch::Recei
         // Quiet for a while: look again whether it is over.
         let Ok(batch) = tokio::time::timeout(Duration::from_secs(1), stream.message()).await else {
             let last = router.get_info(GetInfoRequest {}).await?.into_inner().last_seq;
-            ensure!(seq >= last, "no event for a second behind {seq}, and the log is at {last}");
+            if seq >= last {
+                heard = Instant::now();
+            }
+            let silent = heard.elapsed();
+            ensure!(silent < LOST, "no event for {silent:?} behind {seq}, and the log is at {last}");
             continue;
         };
+        heard = Instant::now();
         for event in batch?.context("the stream ended")?.events {
             ensure!(event.seq > seq, "event {} came behind {seq}", event.seq);
             seq = event.seq;
@@ -348,6 +401,7 @@ async fn subscribe(mut router: RouterClient, remember: usize, over: watch::Recei
             }
             live.last.push_back(seq);
         }
+        progress.seen(live.seen as u64);
     }
 }
 
@@ -364,7 +418,7 @@ async fn read_log(mut router: RouterClient, after: u64) -> anyhow::Result<VecDeq
 
 #[cfg(test)]
 mod tests {
-    use super::{growth, halves};
+    use super::{floors, growth, halves, settled};
 
     #[test]
     fn growth_is_seen_and_noise_is_not() {
@@ -372,6 +426,16 @@ mod tests {
         assert!((growth(&rising, 20.0) - 7.9).abs() < 0.01);
         let noisy: Vec<_> = (0..100).map(|second| (f64::from(second), 10.0 + f64::from(second % 2))).collect();
         assert!(growth(&noisy, 20.0).abs() < 0.1);
+        let opened = |leak: f64| {
+            let files = |second: u32| f64::from(second % 7) + leak * f64::from(second);
+            let samples: Vec<_> = (0..100).map(|second| (f64::from(second), files(second))).collect();
+            growth(&floors(&samples, 10), 0.0)
+        };
+        assert!(opened(0.0).abs() < 0.01 && opened(0.1) > 7.0);
+        assert_eq!(floors(&[(1.0, 5.0), (2.0, 3.0), (3.0, 4.0)], 2), [(2.0, 3.0), (3.0, 4.0)]);
+        let events = [(1.0, 10), (2.0, 50), (3.0, 100), (10.0, 110)];
+        assert!((settled(&events, 50) - 2.0).abs() < 1e-9 && (settled(&events, 100) - 3.0).abs() < 1e-9);
+        assert!((settled(&events, 5) - 2.0).abs() < 1e-9, "a share of the time at least");
         assert_eq!(halves([1.0, 3.0, 2.0, 5.0].into_iter()), (3.0, 5.0));
     }
 }
