@@ -228,7 +228,8 @@ remove() {
 
 # Something of ours with all that is in it, and the directory around it when nothing else was in there.
 remove_whole() {
-  rm -rf -- "$1"
+  # A process that is just ending may still put a file into it.
+  rm -rf -- "$1" 2>/dev/null || { sleep 1 && rm -rf -- "$1"; }
   rmdir -- "$(dirname -- "$1")" 2>/dev/null || true
 }
 
