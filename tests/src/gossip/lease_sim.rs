@@ -92,8 +92,10 @@ pub enum Violation {
 }
 
 const SECOND: u64 = 1_000_000;
-/// Nobody waits longer than that for a leader: the lease, and votes that are lost or split several times in a row.
-const LEADERLESS: u64 = 15 * SECOND;
+/// Nobody waits longer than that for a leader after the last one was killed.
+const LEADERLESS: u64 = 10 * SECOND;
+/// Nor that long after it was cut off, where every vote of the rest may be needed: some are lost or split several times in a row.
+const LEADERLESS_IN_A_PART: u64 = 15 * SECOND;
 
 /// Runs the plan. The same plan always gives the same.
 pub fn run(plan: Plan) -> Result<Report, Violation> {
@@ -670,8 +672,9 @@ impl World {
             self.report.gaps.push(self.now - since);
             self.gap_since = None;
         }
+        let limit = if self.plan.faults == Faults::CutOff { LEADERLESS_IN_A_PART } else { LEADERLESS };
         if let (Some(since), true) = (self.gap_since, self.plan.faults != Faults::Chaos)
-            && self.now > since + LEADERLESS
+            && self.now > since + limit
         {
             self.violation = Some(Violation::NoLeader(self.now - since));
         }
