@@ -134,6 +134,7 @@ garbage";
         release_heap();
         assert_eq!(format!("{:?}", (1..=3).collect::<Vec<u32>>()), "[1, 2, 3]");
     }
+
     /// Only glibc keeps free pages in the midst of its heaps.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]

@@ -227,14 +227,14 @@ impl Tour {
         let mut teller = Teller::new(&self.app);
         let mut first: Option<Instant> = None;
         let mut ended = 0;
-        let silent_since = Instant::now();
+        let (silent_since, patience) = (Instant::now(), FIRST_WORD.mul_f64(self.slack));
         while ended < self.nodes as usize {
             let left = match first {
-                None if self.may_fall_back => FIRST_WORD.mul_f64(self.slack).saturating_sub(silent_since.elapsed()),
+                None if self.may_fall_back => patience.saturating_sub(silent_since.elapsed()),
                 _ => Duration::MAX,
             };
             let Ok(heard) = tokio::time::timeout(left, watch.next()).await else {
-                bail!("its model said nothing for {} s", FIRST_WORD.as_secs());
+                bail!("its model said nothing for {} s", patience.as_secs());
             };
             for event in &heard?.unwrap_or_default() {
                 teller.tell(event)?;
