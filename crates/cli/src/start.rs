@@ -21,15 +21,6 @@ const STARTED_WITH: &str = "run/started-with";
 /// How long a daemon may take from its start to its first answer.
 pub(crate) const STARTING: Duration = Duration::from_secs(15);
 
-/// How many heaps the system's allocator may have in a process: this variable.
-const HEAPS: &str = "MALLOC_ARENA_MAX";
-
-/// Threads come and go in a daemon and free what others allocated; with a heap for each of them memory grows for hours without
-/// being used (docs/adr/0014). The follower waits for files and needs one heap only.
-fn heaps(daemon: &str) -> &'static str {
-    if daemon == "outbox-follower" { "1" } else { "2" }
-}
-
 /// What it takes to start a daemon.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recipe<'a> {
@@ -54,9 +45,6 @@ impl Recipe<'_> {
             command.arg("--config").arg(config);
         }
         command.env("DROVER_STATE_DIR", self.state.path()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        if std::env::var_os(HEAPS).is_none() {
-            command.env(HEAPS, heaps(daemon));
-        }
         Ok(command)
     }
 }

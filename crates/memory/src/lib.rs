@@ -3,7 +3,7 @@
 //! The code that reads arguments and configuration, and its constants, stay mapped for as long as the process lives, and count as its memory,
 //! though it never runs again: half and more of what a small daemon takes. The kernel reads pages of code from the program's
 //! file again whenever they are needed, so they can be let go at any time; what still runs comes back within microseconds. The
-//! heap that the start needed is given back too.
+//! heap that the start needed is given back too, and the allocator of the system is told how a daemon lives.
 
 use std::ffi::c_void;
 use std::fs;
@@ -75,6 +75,33 @@ pub fn own_bytes() -> io::Result<u64> {
     Ok(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
 }
 
+/// Pieces of this size and more are given back the moment they are free. The allocator raises the bound by itself to the size of what it
+/// sees, and then buffers that come and go lie between small things that stay.
+const LARGE: i32 = 64 << 10;
+
+/// Keeps the allocator at so many heaps, and buffers out of them. For the very beginning of a program, before it has threads; a person who has
+/// set `MALLOC_ARENA_MAX` or `MALLOC_MMAP_THRESHOLD_` is obeyed.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(unsafe_code, reason = "the allocator is told in its own language")]
+pub fn few_heaps(heaps: i32) {
+    const M_MMAP_THRESHOLD: i32 = -3;
+    const M_ARENA_MAX: i32 = -8;
+    unsafe extern "C" {
+        fn mallopt(param: i32, value: i32) -> i32;
+    }
+    let settings = [("MALLOC_ARENA_MAX", M_ARENA_MAX, heaps), ("MALLOC_MMAP_THRESHOLD_", M_MMAP_THRESHOLD, LARGE)];
+    for (variable, param, value) in settings {
+        if std::env::var_os(variable).is_none() {
+            // SAFETY: The function of glibc takes two numbers, knows these parameters, and says no to a value that it cannot use.
+            unsafe { mallopt(param, value) };
+        }
+    }
+}
+
+/// Other allocators have no such settings.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn few_heaps(_heaps: i32) {}
+
 /// Gives back what the allocator holds for nothing: after many connections at once most of the heap is free and still ours.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "the allocator is asked in its own language")]
@@ -93,7 +120,12 @@ pub fn release_heap() {}
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
     use super::*;
+
+    /// Whoever counts this process's memory counts what the other tests allocate.
+    static COUNTING: Mutex<()> = Mutex::new(());
 
     #[test]
     fn only_what_is_as_in_its_file_is_let_go() {
@@ -135,11 +167,33 @@ garbage";
         assert_eq!(format!("{:?}", (1..=3).collect::<Vec<u32>>()), "[1, 2, 3]");
     }
 
+    /// What is large and free is not ours any more, whatever size came and went before.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn large_pieces_go_back_at_once() {
+        const PIECES: usize = 256;
+        const SIZE: usize = 96 << 10;
+        let _alone = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
+        few_heaps(2);
+        // By this the allocator would learn that pieces of a MiB belong into its heaps.
+        drop(vec![1_u8; 1 << 20]);
+        // The small ones stay, and each would hold the end of a heap.
+        let mut pieces: Vec<(Vec<u8>, Vec<u8>)> = (0..PIECES).map(|_| (vec![1; SIZE], vec![1; 64])).collect();
+        let before = own_bytes().unwrap();
+        for (large, _) in &mut pieces {
+            *large = Vec::new();
+        }
+        let after = own_bytes().unwrap();
+        assert!(before.saturating_sub(after) > (PIECES * SIZE / 2) as u64, "{before} bytes, then {after}");
+        assert_eq!(pieces.len(), PIECES);
+    }
+
     /// Only glibc keeps free pages in the midst of its heaps.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]
     fn free_pages_between_used_ones_are_given_back() {
         const PIECES: usize = 4096;
+        let _alone = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
         // Below the size from which each piece would be a mapping of its own. Every tenth stays, so that no heap ends in something free.
         let mut pieces: Vec<Vec<u8>> = (0..PIECES).map(|_| vec![1; 16 << 10]).collect();
         let mut number = 0;

@@ -131,6 +131,8 @@ impl Daemon for Follower {
     const NAME: &'static str = "outbox-follower";
     const ABOUT: &'static str = "Appends to inboxes and tails outboxes on one side of the file system";
     type Args = FollowerArgs;
+    /// It mostly waits for files.
+    const HEAPS: i32 = 1;
 
     async fn run(config: Arc<Config>, args: FollowerArgs, ctx: Context) -> anyhow::Result<()> {
         let settings = Settings::new(&config, args, ctx.state().path());

@@ -37,6 +37,9 @@ pub trait Daemon: 'static {
     type Args: clap::Args + Send + 'static;
     /// One thread runs everything: for a daemon that stands on every node and is to be small.
     const ONE_THREAD: bool = false;
+    /// Heaps of the system's allocator. Threads come and go and free what others allocated: with a heap for each, memory grows for hours
+    /// without being used.
+    const HEAPS: i32 = 2;
 
     /// Name in the address book; more than one instance per state directory needs more than one name.
     fn instance(_args: &Self::Args) -> String {
@@ -87,6 +90,7 @@ pub fn main<D: Daemon>() -> ExitCode {
 
 /// The `main` of a daemon inside another program; the first argument is the program's name.
 pub fn main_from<D: Daemon>(args: Vec<OsString>) -> ExitCode {
+    drover_memory::few_heaps(D::HEAPS);
     install_crypto();
     let parsed = command::<D>().try_get_matches_from(args).and_then(|matches| CommonArgs::from_arg_matches(&matches));
     let args: CommonArgs<D::Args> = match parsed {
