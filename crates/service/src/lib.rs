@@ -33,6 +33,7 @@ mod telemetry;
 mod tls;
 mod token;
 mod tracked;
+pub mod web;
 
 pub use caller::{Caller, Door};
 pub use channel::{Target, connect};

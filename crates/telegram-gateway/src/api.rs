@@ -114,7 +114,7 @@ impl fmt::Debug for Bot {
 
 impl Bot {
     pub(crate) fn new(base_url: &str, token: &str) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder().connect_timeout(CALL).build()?;
+        let client = drover_service::web::client().connect_timeout(CALL).build()?;
         Ok(Self { client, base: format!("{}/bot{token}", base_url.trim_end_matches('/')) })
     }
 

@@ -83,7 +83,7 @@ impl Model {
     }
 
     async fn open(plan: Plan, config: &WorkerConfig) -> Result<Self, Failure> {
-        let client = reqwest::Client::builder().no_proxy().read_timeout(SILENCE).build();
+        let client = drover_service::web::client().no_proxy().read_timeout(SILENCE).build();
         let client = client.map_err(|error| {
             Failure::new(ErrorCode::Internal, format!("no connection to the pool can be made: {error}"))
         })?;
@@ -252,7 +252,7 @@ impl Talk {
                     self.tell(AgentEvent::SteerRefused { injection, prompt }).await;
                 }
                 AgentCommand::Stop => return,
-                AgentCommand::Interrupt { .. } | AgentCommand::Answer { .. } => {}
+                AgentCommand::Interrupt { .. } | AgentCommand::Leave { .. } | AgentCommand::Answer { .. } => {}
             }
         }
     }
@@ -285,7 +285,9 @@ impl Talk {
                     ..TurnOutcome::failed(failure.code, failure.message)
                 }),
                 command = self.commands.recv() => match command {
-                    Some(AgentCommand::Interrupt { injection: whose }) if whose == injection => {
+                    Some(AgentCommand::Interrupt { injection: whose } | AgentCommand::Leave { injection: whose })
+                        if whose == injection =>
+                    {
                         break Err(TurnOutcome::interrupted(begun.clone()));
                     }
                     Some(AgentCommand::Steer { injection, prompt, .. }) => {

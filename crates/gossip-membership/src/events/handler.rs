@@ -123,7 +123,12 @@ impl Action {
         match self {
             Self::Command(command) => run_command(command, event, timeout).await,
             Self::Webhook { url, client } => {
-                let client = client.get_or_init(reqwest::Client::new);
+                let client = if let Some(client) = client.get() {
+                    client
+                } else {
+                    let fresh = drover_service::web::client().build().map_err(ActionError::Post)?;
+                    client.get_or_init(|| fresh)
+                };
                 let request = client.post(url).header("content-type", "application/json").timeout(timeout);
                 let answer = request.body(event.to_json()).send().await.map_err(|error| {
                     if error.is_timeout() {

@@ -98,10 +98,8 @@ impl Fetcher {
 
     /// One that asks somebody else for them.
     pub fn with_lookup(settings: FetchSettings, lookup: &Arc<dyn Lookup>) -> Result<Self, FetcherError> {
-        // A second call finds the provider installed, which is what we want.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = |public_only| {
-            Client::builder()
+            drover_service::web::client()
                 .user_agent(concat!("drover/", env!("CARGO_PKG_VERSION"), " (reads single pages on request)"))
                 .redirect(reqwest::redirect::Policy::none())
                 .referer(false)

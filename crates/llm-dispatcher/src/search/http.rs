@@ -30,9 +30,7 @@ pub(super) fn base(text: &str) -> Result<Url, SetupError> {
 
 /// The client of an engine. Its address was written by the operator, so it may lie anywhere, and the system's proxy is used.
 pub(super) fn client() -> Result<Client, reqwest::Error> {
-    // A second call finds the provider installed, which is what we want.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
+    drover_service::web::client()
         .user_agent(concat!("drover/", env!("CARGO_PKG_VERSION")))
         // A key goes to the host it is for and nowhere else.
         .redirect(reqwest::redirect::Policy::none())

@@ -24,6 +24,7 @@ const MODEL: &str = "provider model";
 const BUDGET: &str = "budget";
 const SEARCH: &str = "search";
 const KEY_FILES: &str = "key files";
+const AUTHORITIES: &str = "certificate authorities";
 
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
@@ -46,10 +47,11 @@ pub(super) async fn checks(config: &Config, source: &str, state: &StateDir, fix:
     }
     let running = address_book::read(state, DISPATCHER).is_some();
     let providers = std::iter::once(&scaling.provider).chain(&scaling.fallback).chain(&scaling.coordinator);
-    for provider in providers {
+    for provider in providers.clone() {
         checks.push(key(provider, keys.as_deref(), fix, running));
         checks.push(model(provider, &configured));
     }
+    checks.extend(authorities(providers, drover_service::web::has_authorities()));
     checks.push(budget(scaling, state).await);
     checks.push(search(scaling, keys.as_deref()));
     checks
@@ -114,6 +116,19 @@ fn key(provider: &ProviderSettings, keys: Option<&Path>, fix: bool, running: boo
             Check::wrong(KEY, format!("{name}: {error}"), "drover doctor --fix closes a file that is too open")
         }
     }
+}
+
+/// Says that providers cannot be reached by HTTPS, when that is so.
+fn authorities<'a>(mut providers: impl Iterator<Item = &'a ProviderSettings>, found: bool) -> Option<Check> {
+    let by_https = |provider: &ProviderSettings| match &provider.base_url {
+        Some(url) => url.starts_with("https:"),
+        None => provider.name != "sim",
+    };
+    let wanted = providers.any(by_https);
+    (wanted && !found).then(|| {
+        let said = "this machine has none: HTTPS to providers is not possible";
+        Check::warning(AUTHORITIES, said, drover_service::web::NO_AUTHORITIES)
+    })
 }
 
 fn close(path: &Path) -> bool {
@@ -238,6 +253,19 @@ mod tests {
         assert!(key_files(dir.path(), true).unwrap().ok);
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(key(&provider, Some(dir.path()), false, false).ok);
+    }
+
+    #[test]
+    fn a_machine_without_authorities_is_told_of_what_needs_them() {
+        let of = |name: &str, url: Option<&str>, found| {
+            let base_url = url.map(str::to_owned);
+            let provider = ProviderSettings { name: name.into(), base_url, ..ProviderSettings::default() };
+            authorities([&provider].into_iter(), found)
+        };
+        assert!(of("gemini", None, false).unwrap().hint.contains("ca-certificates"));
+        assert!(of("gemini", None, true).is_none() && of("sim", None, false).is_none());
+        assert!(of("own", Some("http://127.0.0.1:1"), false).is_none());
+        assert!(of("own", Some("https://models.test"), false).is_some());
     }
 
     #[test]
