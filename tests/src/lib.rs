@@ -14,4 +14,5 @@ pub mod slurm;
 pub mod soak;
 pub mod stage;
 pub mod subscriber;
+pub mod sure;
 pub mod task_nodes;

@@ -7,9 +7,10 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use drover_e2e::cli::{json, json_lines, ok, run};
+use drover_e2e::sure::{PATIENCE, must, wait_for};
 use drover_service::{StateDir, address_book};
 use drover_testkit::cluster::{Cluster, end, signal};
 use drover_testkit::netns::{self, Host, Lab};
@@ -17,25 +18,9 @@ use drover_testkit::{skip, this_test};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_mins(1);
 const CONFIG: &str = "swarm:\n  discovery: {gossip_interval: 200ms, node_timeout: 2s, dead_node_timeout: 10s}\n\
                       cluster: {backend: static, hosts: [h0, h1], workspace_root: shared}\n\
                       worker: {agent: echo, drain_grace: 1s}\n";
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 /// An instance and its two hosts. The fields end in this order: what runs before where it runs.
 struct Far {

@@ -5,9 +5,10 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use drover_e2e::cli::{json, json_lines, ok, run};
+use drover_e2e::sure::{PATIENCE, must, wait_for};
 use drover_service::address_book;
 use drover_testkit::cluster::{self, Cluster, scratch_dir, signal};
 use drover_testkit::codex::{codex_bin, repository_root};
@@ -18,25 +19,8 @@ use drover_testkit::{skip, this_test};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// How long anything may take on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_mins(1);
 /// Nodes that find each other as fast as they can.
 const SWARM: &str = "swarm:\n  discovery: {gossip_interval: 200ms, node_timeout: 2s, dead_node_timeout: 10s}\n";
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 /// Launches nodes and waits until they know each other and take sessions.
 fn launch(cluster: &Cluster, nodes: usize, agent: &str) -> String {
@@ -49,12 +33,21 @@ fn launch_with(cluster: &Cluster, nodes: usize, agent: &str, more: &[&str]) -> S
     args.extend(more);
     let launched = must(json(cluster, &args));
     let swarm = launched["swarm_id"].as_str().unwrap().to_owned();
+    wait_for_doors(cluster, &swarm, nodes);
+    swarm
+}
+
+fn wait_for_doors(cluster: &Cluster, swarm: &str, nodes: usize) {
     wait_for("nodes that take sessions", || {
-        let members = must(json(cluster, &["members", &swarm, "--json"]));
+        let members = must(json(cluster, &["members", swarm, "--json"]));
         let ready = |member: &&Value| member["state"] == "alive" && member["capabilities"]["handoff"].is_string();
         (members.as_array().unwrap().iter().filter(ready).count() == nodes).then_some(())
     });
-    swarm
+}
+
+/// A prompt that is answered with a word in each second, for five minutes.
+fn endless() -> String {
+    format!("@echo over=5m\n{}", "word ".repeat(300))
 }
 
 /// What `drover send --json` printed, put together.
@@ -117,12 +110,18 @@ impl Talking {
         panic!("no {event} in {:?}", self.seen);
     }
 
-    fn finish(mut self) -> Sent {
+    fn finish(self) -> Sent {
+        let (code, sent) = self.end();
+        assert_eq!(code, 0, "{}", sent.answer);
+        sent
+    }
+
+    /// The exit code, and what was said.
+    fn end(mut self) -> (i32, Sent) {
         for line in self.lines {
             self.seen.push(serde_json::from_str(&line.unwrap()).unwrap());
         }
-        assert!(self.child.wait().unwrap().success(), "{:?}", self.seen);
-        read(&self.seen)
+        (self.child.wait().unwrap().code().unwrap(), read(&self.seen))
     }
 }
 
@@ -484,51 +483,181 @@ async fn messages_to_a_bot_are_answered_once_whatever_restarts() {
     assert!(log.contains("chat=6"), "the log names the stranger: {log}");
 }
 
-/// Says something to a node over the JSON-line control plane, as programs do, and hears its turn to the end.
-fn inject(control: &str, swarm: &str, node: u64, prompt: &str) -> String {
-    let mut stream = std::net::TcpStream::connect(control).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let line = drover_testkit::emulate::command(
-        "inject",
-        &serde_json::json!({"swarm_id": swarm, "nodes": [node], "content": prompt}),
-    );
-    std::io::Write::write_all(&mut stream, format!("{line}\n").as_bytes()).unwrap();
-    let (mut injection, mut said) = (None, String::new());
-    for line in BufReader::new(stream).lines() {
-        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
-        let data = &event["data"];
-        match event["event"].as_str().unwrap_or_default() {
-            "inject_ack" if data["swarm_id"] == swarm => injection = Some(data["injection_id"].clone()),
-            "inject_failed" | "command_rejected" => panic!("{event}"),
-            _ if injection.is_none() || data.get("injection_id") != injection.as_ref() => {}
-            "assistant" => data["content"].as_str().unwrap().clone_into(&mut said),
-            "turn_complete" => return said,
-            _ => {}
+/// A program on the JSON-line control plane.
+struct Plane {
+    stream: std::net::TcpStream,
+    lines: std::io::Lines<BufReader<std::net::TcpStream>>,
+}
+
+impl Plane {
+    fn connect(control: &str) -> Self {
+        let stream = std::net::TcpStream::connect(control).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        Self { stream, lines }
+    }
+
+    fn command(&mut self, kind: &str, payload: &Value) {
+        let line = drover_testkit::emulate::command(kind, payload);
+        std::io::Write::write_all(&mut self.stream, format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    fn event(&mut self) -> Value {
+        let event: Value = serde_json::from_str(&self.lines.next().unwrap().unwrap()).unwrap();
+        assert!(!matches!(event["event"].as_str(), Some("inject_failed" | "command_rejected")), "{event}");
+        event
+    }
+
+    /// Says something to a node. Its turn's name.
+    fn inject(&mut self, swarm: &str, node: u64, prompt: &str) -> Value {
+        self.command("inject", &serde_json::json!({"swarm_id": swarm, "nodes": [node], "content": prompt}));
+        loop {
+            let event = self.event();
+            if event["event"] == "inject_ack" && event["data"]["swarm_id"] == swarm {
+                return event["data"]["injection_id"].clone();
+            }
         }
     }
-    panic!("the control plane ended before the turn, after {said:?}");
+
+    /// The next event of this kind of a turn.
+    fn of(&mut self, injection: &Value, kind: &str) -> Value {
+        loop {
+            let event = self.event();
+            if event["data"].get("injection_id") == Some(injection) && event["event"] == kind {
+                return event["data"].clone();
+            }
+        }
+    }
+
+    /// What a node answers.
+    fn say(&mut self, swarm: &str, node: u64, prompt: &str) -> String {
+        let injection = self.inject(swarm, node, prompt);
+        let said = self.of(&injection, "assistant")["content"].as_str().unwrap().to_owned();
+        assert_eq!(self.of(&injection, "turn_complete")["status"], "completed");
+        said
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_injected_into_a_node_is_said_in_its_own_session_which_moves() {
     let cluster = must(Cluster::start(&format!("{SWARM}worker: {{own_session: true}}\n")).await);
-    let swarm = launch(&cluster, 2, "echo");
+    let launched = must(json(&cluster, &["launch", "--nodes", "3", "--agent", "echo", "--detach", "--json"]));
+    let swarm = launched["swarm_id"].as_str().unwrap().to_owned();
     let control = must(cluster.control_addr());
-    let (at, to) = (swarm.clone(), control.clone());
-    let say = move |prompt: &'static str| {
-        let (at, to) = (at.clone(), to.clone());
-        tokio::task::spawn_blocking(move || inject(&to, &at, 0, prompt))
-    };
-    assert_eq!(say("Remember the word heliotrope.").await.unwrap(), "Remember the word heliotrope.");
+    let judged = tokio::task::spawn_blocking(move || own_sessions(&cluster, &swarm, &control));
+    judged.await.unwrap();
+}
+
+fn own_sessions(cluster: &Cluster, swarm: &str, control: &str) {
+    let mut plane = Plane::connect(control);
+    // Each is opened where it belongs, also before the nodes know each other.
+    for node in 0..3 {
+        let prompt = format!("Remember the word heliotrope-{node}.");
+        assert_eq!(plane.say(swarm, node, &prompt), prompt);
+    }
+    wait_for_doors(cluster, swarm, 3);
+    for node in 0..3 {
+        assert_eq!(owner(cluster, &format!("node-{swarm}-{node}")), format!("{swarm}/{node}"));
+    }
     let session = format!("node-{swarm}-0");
-    let first = owner(&cluster, &session);
-    let target = format!("{swarm}/{}", u32::from(first.ends_with("/0")));
-    must(ok(&cluster, &["handoff", &session, "--to", &target]));
+    let target = format!("{swarm}/1");
+    must(ok(cluster, &["handoff", &session, "--to", &target]));
     // The same node is asked, and its conversation goes on where it is now.
-    let recalled = say("@echo recall").await.unwrap();
-    assert!(recalled.contains("heliotrope"), "{recalled}");
-    assert_eq!(owner(&cluster, &session), target);
+    let recalled = plane.say(swarm, 0, "@echo recall");
+    assert!(recalled.contains("heliotrope-0"), "{recalled}");
+    assert_eq!(owner(cluster, &session), target);
     // It is the same conversation for whoever comes through another entry.
-    let sent = send(&cluster, &[&session, "--prompt", "@echo recall"]);
-    assert!(sent.text.starts_with("2 before: Remember the word heliotrope."), "{}", sent.text);
+    let sent = send(cluster, &[&session, "--prompt", "@echo recall"]);
+    assert!(sent.text.starts_with("2 before: Remember the word heliotrope-0."), "{}", sent.text);
+
+    // An interrupt ends the turn, also where the session is now, and not only the listening.
+    let long = plane.inject(swarm, 0, &endless());
+    plane.of(&long, "assistant_delta");
+    must(ok(cluster, &["interrupt", swarm, "--node", "0"]));
+    assert_eq!(plane.of(&long, "turn_complete")["status"], "interrupted");
+    let recalled = plane.say(swarm, 0, "@echo recall");
+    assert!(recalled.starts_with("4 before: Remember the word heliotrope-0."), "{recalled}");
+    let (_, heard) = Talking::start(cluster, &[&session, "--prompt", "x", "--request", long.as_str().unwrap()]).end();
+    assert_eq!((&heard.answer["status"], &heard.answer["fault"]), (&"failed".into(), &"interrupted".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_of_any_session_can_be_ended_early_and_is_answered_so_once() {
+    let cluster = must(Cluster::start(SWARM).await);
+    let swarm = launch(&cluster, 2, "echo");
+    send(&cluster, &["talk", "--agent", "echo", "--prompt", "hello"]);
+    let none = must(run(&cluster, &["sessions", "talk", "--interrupt"]));
+    assert!(none.code == 1 && none.stderr.contains("no such turn"), "{} {}", none.code, none.stderr);
+
+    let begin =
+        |request: &str, prompt: &str| Talking::start(&cluster, &["talk", "--request", request, "--prompt", prompt]);
+    let mut running = begin("running", &endless());
+    running.until("text");
+    let mut waiting = begin("waiting", "@echo delay=5m");
+    waiting.until("accepted");
+    let mut last = begin("last", "the last word");
+    last.until("accepted");
+    // The one that waits is ended through a door that does not have the session.
+    let away = (0..2).find(|node| owner(&cluster, "talk") != format!("{swarm}/{node}")).unwrap();
+    let away = format!("handoff-coordinator-{swarm}+{away}");
+    let mut door = drover_sessions::Door::of_daemon("away", cluster.state(), &away).client;
+    let ask = |request: &str| drover_proto::handoff::InterruptRequest {
+        session_id: "talk".into(),
+        request_id: request.into(),
+    };
+    let mut waits = tokio::task::JoinSet::new();
+    waits.spawn(async move { door.interrupt(ask("waiting")).await });
+    let ended = must(json(&cluster, &["sessions", "talk", "--interrupt", "--json"]));
+    assert_eq!((ended["turn"].as_u64(), ended["answered_before"].as_bool()), (Some(1), Some(false)), "{ended}");
+    assert_eq!(waits.join_next().await.unwrap().unwrap().unwrap().into_inner().turn, 2);
+    for (talking, text) in [(running, true), (waiting, false)] {
+        let (code, sent) = talking.end();
+        assert_eq!((code, &sent.answer["fault"]), (1, &Value::from("interrupted")), "{}", sent.answer);
+        assert_eq!(!sent.text.is_empty(), text, "{:?}", sent.text);
+    }
+    assert_eq!(last.finish().text, "the last word");
+    // It stays so, for whoever asks again, also when the session has moved.
+    must(ok(&cluster, &["handoff", "talk"]));
+    let again = must(json(&cluster, &["sessions", "talk", "--interrupt", "--request", "running", "--json"]));
+    assert_eq!(again["answered_before"], true, "{again}");
+    let (_, heard) = begin("running", "other words").end();
+    assert_eq!((&heard.answer["fault"], &heard.answer["turn"]), (&Value::from("interrupted"), &Value::from(1)));
+    assert_eq!(send(&cluster, &["talk", "--prompt", "@echo recall"]).answer["turn"], 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_sessions_whose_model_is_the_dispatchers_move_and_remember() {
+    let Some(codex) = codex_bin() else { return };
+    let mock = must(MockLlm::start(MockSettings::default()));
+    let config = format!(
+        "{SWARM}worker:\n  codex_bin: {}\n  codex_provider: pool\n  pool_carriage: mailbox\n  \
+         sandbox_mode: danger-full-access\n  approval_policy: never\n\
+         model_pricing: {{m: {{input_tokens_usd_per_m: 1.0, output_tokens_usd_per_m: 2.0}}}}\n\
+         node_scaling:\n  listen: 127.0.0.1:0\n  provider: {{name: mock, model: m, base_url: \"{}\"}}\n  \
+         limits: {{hedge: false, max_attempts: 1}}\n",
+        codex.display(),
+        mock.base_url("openai")
+    );
+    let mut cluster = must(Cluster::prepare(&config));
+    // Whatever this user has set up for codex is none of the test's business.
+    cluster.set_env("CODEX_HOME", cluster.dir().join("no-codex-home"));
+    must(cluster.up().await);
+    launch(&cluster, 2, "echo");
+    let told = send(&cluster, &["pooled", "--agent", "codex", "--prompt", "My word is heliotrope. [[say:noted]]"]);
+    assert_eq!(told.text, "noted");
+    must(ok(&cluster, &["handoff", "pooled"]));
+    let asked = send(&cluster, &["pooled", "--prompt", "Which word? [[say:that one]]"]);
+    assert_eq!(asked.text, "that one");
+    let ledger = mock.ledger();
+    assert_eq!((ledger.answered, ledger.refused), (2, 0), "each turn asked once");
+    // A turn that hangs at the provider is ended, there too.
+    let mut hanging = Talking::start(&cluster, &["pooled", "--prompt", "[[hang]]"]);
+    hanging.until("accepted");
+    wait_for("the call that hangs", || (mock.ledger().in_flight == 1).then_some(()));
+    must(ok(&cluster, &["sessions", "pooled", "--interrupt"]));
+    let (_, ended) = hanging.end();
+    assert_eq!(ended.answer["fault"], "interrupted", "{}", ended.answer);
+    wait_for("the end of the call at the provider", || (mock.ledger().in_flight == 0).then_some(()));
+    assert_eq!(codex_processes(&cluster), Vec::<u32>::new());
+    assert_eq!(send(&cluster, &["pooled", "--prompt", "And now? [[say:still there]]"]).text, "still there");
 }

@@ -50,6 +50,18 @@ impl Service<http::Request<Body>> for Way {
 /// How nodes' doors are called in the address book: this, `-`, the swarm, `+`, the node's index.
 pub const DOOR: &str = "handoff-coordinator";
 
+/// Which new sessions may be opened through a door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Opens {
+    /// Any; it goes to the node that suits it best.
+    #[default]
+    Anywhere,
+    /// Any, and it stays on this door's own node.
+    Here,
+    /// None: a door that is to open it is still awaited. Taken for [`Self::Anywhere`] when that one has said that it takes no sessions.
+    Nothing,
+}
+
 /// One door.
 #[derive(Debug, Clone)]
 pub struct Door {
@@ -57,6 +69,8 @@ pub struct Door {
     pub name: String,
     /// The way through it.
     pub client: Client,
+    /// What may be opened through it.
+    pub opens: Opens,
 }
 
 impl Door {
@@ -75,7 +89,14 @@ impl Door {
         let client = HandoffServiceClient::with_interceptor(way, token)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Self { name: name.into(), client }
+        Self { name: name.into(), client, opens: Opens::default() }
+    }
+
+    /// The same door for other new sessions.
+    #[must_use]
+    pub fn opening(mut self, opens: Opens) -> Self {
+        self.opens = opens;
+        self
     }
 
     /// A door of this user's, at an address.

@@ -16,6 +16,6 @@ mod door;
 mod ear;
 mod sending;
 
-pub use door::{Client, DOOR, Door, Doors, Fixed, Way, local};
+pub use door::{Client, DOOR, Door, Doors, Fixed, Opens, Way, local};
 pub use ear::{Ear, Heard};
-pub use sending::{Ask, SendError, Sending};
+pub use sending::{Ask, SendError, Sending, interrupt};

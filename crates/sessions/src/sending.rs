@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status, Streaming};
 use tracing::debug;
 
-use crate::door::{Door, Doors};
+use crate::door::{Door, Doors, Opens};
 use crate::ear::{Ear, Heard};
 
 /// A door that says nothing for so long is left; asking the same at another one is safe.
@@ -60,7 +60,9 @@ pub struct Sending {
     ear: Ear,
     /// Doors that are still to be tried in this round.
     round: VecDeque<Door>,
-    stream: Option<(String, Streaming<pb::SendResponse>)>,
+    stream: Option<(Door, Streaming<pb::SendResponse>)>,
+    /// The door that was to open the session has said that its node takes none.
+    declined: bool,
     ready: VecDeque<Heard>,
     pause: Duration,
     since: Instant,
@@ -77,6 +79,7 @@ impl Sending {
             ear: Ear::default(),
             round: VecDeque::new(),
             stream: None,
+            declined: false,
             ready: VecDeque::new(),
             pause: PAUSE,
             since: Instant::now(),
@@ -118,27 +121,32 @@ impl Sending {
             session_id: self.ask.session.to_string(),
             request_id: self.ask.request.to_string(),
             prompt: self.ask.prompt.clone(),
-            open: self.ask.open.clone(),
+            open: self.ask.open.clone().filter(|_| self.may_open(&door)),
             offset: self.ear.offset(),
             known_epoch: self.ear.epoch(),
             redirect_only: false,
-            placed: false,
+            placed: door.opens == Opens::Here,
         };
         let request = in_trace(request, &traceparent().unwrap_or_default());
         match timeout(FIRST_WORD, door.client.send(request)).await {
-            Ok(Ok(stream)) => self.stream = Some((door.name, stream.into_inner())),
-            Ok(Err(status)) => self.failed(&door.name, status)?,
+            Ok(Ok(stream)) => self.stream = Some((door, stream.into_inner())),
+            Ok(Err(status)) => self.failed(&door, status)?,
             Err(_) => self.left(&door.name, "it does not answer"),
         }
         Ok(())
     }
 
-    async fn listen(&mut self, door: String, mut stream: Streaming<pb::SendResponse>) -> Result<(), SendError> {
+    /// A session that is not there yet may be opened through this door.
+    fn may_open(&self, door: &Door) -> bool {
+        door.opens != Opens::Nothing || self.declined
+    }
+
+    async fn listen(&mut self, door: Door, mut stream: Streaming<pb::SendResponse>) -> Result<(), SendError> {
         match timeout(SILENCE, stream.message()).await {
             Ok(Ok(Some(pb::SendResponse { update: Some(update) }))) => {
                 let Some(heard) = self.ear.hear(update) else {
                     self.ear.start_over();
-                    self.left(&door, "a part of the answer is missing");
+                    self.left(&door.name, "a part of the answer is missing");
                     return Ok(());
                 };
                 self.over = heard.iter().any(|heard| matches!(heard, Heard::Answer(_)));
@@ -150,18 +158,22 @@ impl Sending {
                 }
             }
             Ok(Ok(Some(_))) => self.stream = Some((door, stream)),
-            Ok(Ok(None)) => self.left(&door, "it ended without an answer"),
+            Ok(Ok(None)) => self.left(&door.name, "it ended without an answer"),
             Ok(Err(status)) => self.failed(&door, status)?,
-            Err(_) => self.left(&door, "it says nothing any more"),
+            Err(_) => self.left(&door.name, "it says nothing any more"),
         }
         Ok(())
     }
 
-    fn failed(&mut self, door: &str, status: Status) -> Result<(), SendError> {
-        if !may_help_elsewhere(&status) {
+    fn failed(&mut self, door: &Door, status: Status) -> Result<(), SendError> {
+        // Only what the door itself has said has details.
+        let code = (!status.details().is_empty()).then(|| drover_proto::failure_of(&status).code);
+        self.declined |= door.opens == Opens::Here && code == Some(ErrorCode::BackendUnavailable);
+        let awaited = code == Some(ErrorCode::UnknownSession) && self.ask.open.is_some() && !self.may_open(door);
+        if !awaited && !may_help_elsewhere(&status) {
             return Err(SendError::Refused(status));
         }
-        self.left(door, &reason(&status));
+        self.left(&door.name, &reason(&status));
         Ok(())
     }
 
@@ -189,4 +201,31 @@ fn reason(status: &Status) -> String {
         reason = next;
     }
     reason.to_string()
+}
+
+/// Has a turn end before it has its answer, by whichever door helps within that time; without a name the one that runs. Returns when the turn
+/// is answered.
+pub async fn interrupt(
+    doors: &dyn Doors,
+    session: &SessionId,
+    request: Option<&RequestId>,
+    patience: Duration,
+) -> Result<pb::InterruptResponse, SendError> {
+    let (begun, mut pause, mut why) = (Instant::now(), PAUSE, "there is none".to_owned());
+    loop {
+        for mut door in doors.doors().await {
+            let session_id = session.to_string();
+            let request_id = request.map(ToString::to_string).unwrap_or_default();
+            match door.client.interrupt(pb::InterruptRequest { session_id, request_id }).await {
+                Ok(ended) => return Ok(ended.into_inner()),
+                Err(status) if may_help_elsewhere(&status) => why = format!("{}: {}", door.name, reason(&status)),
+                Err(status) => return Err(SendError::Refused(status)),
+            }
+        }
+        if begun.elapsed() >= patience {
+            return Err(SendError::Unreachable { why });
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
 }

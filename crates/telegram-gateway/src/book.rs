@@ -61,7 +61,8 @@ impl Book {
                 taken.strangers.insert(chat);
                 continue;
             }
-            let text = message.text.unwrap_or_default().trim().to_owned();
+            let text = message.text.unwrap_or_default();
+            let text = for_us(text.trim()).to_owned();
             if text == NEW {
                 *self.sessions.entry(chat).or_insert(0) += 1;
             }
@@ -105,6 +106,14 @@ pub(crate) enum Wish {
     Say(String),
     /// Answer this by itself.
     Tell(&'static str),
+}
+
+/// What was written, without the name that a command has in a group: `/new@the_bot`.
+fn for_us(text: &str) -> &str {
+    match text.split_once('@') {
+        Some((command @ ("/new" | "/start" | "/help"), name)) if !name.contains(char::is_whitespace) => command,
+        _ => text,
+    }
 }
 
 impl Open {
@@ -165,7 +174,9 @@ mod tests {
     fn a_new_conversation_is_another_session() {
         let allowed = BTreeSet::from([1]);
         let mut book = Book::default();
-        book.take(vec![update(1, 1, Some("a")), update(2, 1, Some("/new")), update(3, 1, Some("b"))], &allowed);
+        book.take(vec![update(1, 1, Some("a")), update(2, 1, Some("/new@bot")), update(3, 1, Some("b"))], &allowed);
+        assert_eq!(book.open[&2].wish(), Wish::Tell("A new conversation begins."));
+        assert_eq!(for_us("/new@bot for all"), "/new@bot for all");
         let sessions: Vec<String> = book.open.values().map(|open| open.session().unwrap().to_string()).collect();
         assert_eq!(sessions, ["telegram-1-0", "telegram-1-1", "telegram-1-1"]);
         assert_eq!(book.open[&3].request(3).unwrap().to_string(), "telegram-3-30");

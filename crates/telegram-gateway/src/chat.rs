@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use drover_proto::handoff::OpenSession;
 use drover_sessions::{Ask, Doors, Heard, SendError, Sending};
+use drover_types::ErrorCode;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
@@ -113,6 +114,9 @@ impl Desk {
                 Ok(None) => return Ok("No answer.".to_owned()),
                 Err(SendError::Refused(status)) => {
                     let failure = drover_proto::failure_of(&status);
+                    if failure.code == ErrorCode::SessionOver {
+                        return Ok("This conversation has ended. /new begins another.".to_owned());
+                    }
                     return Ok(format!("No answer: {}", failure.message));
                 }
                 Err(error @ SendError::Unreachable { .. }) => {

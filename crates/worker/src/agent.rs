@@ -33,6 +33,11 @@ pub enum AgentCommand {
         /// Whose turn it is.
         injection: InjectionId,
     },
+    /// The node ends: as with `Interrupt`, unless the turn goes on elsewhere without it.
+    Leave {
+        /// Whose turn it is.
+        injection: InjectionId,
+    },
     /// The word on an approval that the agent asked for.
     Answer {
         /// The approval.

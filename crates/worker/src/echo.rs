@@ -349,7 +349,9 @@ impl Echo {
             (AgentCommand::Steer { injection, prompt, .. }, _) => {
                 self.send(AgentEvent::SteerRefused { injection, prompt }).await?;
             }
-            (AgentCommand::Interrupt { injection }, Some(turn)) if turn.injection == injection => {
+            (AgentCommand::Interrupt { injection } | AgentCommand::Leave { injection }, Some(turn))
+                if turn.injection == injection =>
+            {
                 turn.interrupted = true;
             }
             (AgentCommand::Answer { approval_id, approved, .. }, Some(turn)) => {
@@ -362,7 +364,7 @@ impl Echo {
                 }
             }
             // An interrupt or an answer for a turn that is over.
-            (AgentCommand::Interrupt { .. } | AgentCommand::Answer { .. }, _) => {}
+            (AgentCommand::Interrupt { .. } | AgentCommand::Leave { .. } | AgentCommand::Answer { .. }, _) => {}
             // The worker never begins a turn while one runs.
             (AgentCommand::Begin { injection, .. }, _) => {
                 let outcome = TurnOutcome::failed(ErrorCode::Internal, "a turn was begun while another one ran");

@@ -46,5 +46,6 @@ mod tasks;
 pub use claim::NodeError;
 pub use echo::{EchoAgent, LEDGER};
 pub use make::{PoolWay, codex_settings, lay_out_bundle};
+pub use own_session::home_of;
 pub use run::{Worker, WorkerArgs};
 pub use static_host::HostError;

@@ -108,7 +108,7 @@ impl Client {
                 (Some(Duration::from_millis(1)), false)
             }
             Reply::Retry => (Some(Duration::from_millis(200)), false),
-            Reply::Refused(_) | Reply::Closed => (Some(Duration::from_secs(1)), false),
+            Reply::Refused(_) | Reply::Closed | Reply::Interrupted { .. } => (Some(Duration::from_secs(1)), false),
         }
     }
 }

@@ -459,7 +459,7 @@ pub async fn a_node_that_follows_no_rule() -> anyhow::Result<String> {
     said.extend([tell(2, prepare("real", 0, 9)), tell(2, damaged(0)), tell(2, prepare("real", 7, 1))]);
     said.extend([
         tell(3, Wire::Committed(pb::Committed { epoch: 9 })),
-        tell(3, Wire::Accept(pb::Accept { have: 1 << 60 })),
+        tell(3, Wire::Accept(pb::Accept { have: 1 << 60, taken: Some(1 << 60) })),
         tell(3, Wire::Offer(pb::Offer { epoch: 1, len: u64::MAX, digest: digest() })),
         tell(3, Wire::Abort(pb::Abort {})),
         tell(

@@ -25,6 +25,8 @@ pub struct Verdict {
     pub answered: u64,
     /// Turns that were cut off by a crash and may not be run twice.
     pub cut_off: u64,
+    /// Turns that ended early because somebody wanted it.
+    pub interrupted: u64,
     /// Epochs in which somebody acted.
     pub epochs: u64,
     /// Calls of owners that were not the newest any more, refused by the tool.
@@ -45,6 +47,7 @@ impl Verdict {
         self.acknowledged += other.acknowledged;
         self.answered += other.answered;
         self.cut_off += other.cut_off;
+        self.interrupted += other.interrupted;
         self.epochs += other.epochs;
         self.late_calls += other.late_calls;
         self.longest = self.longest.max(other.longest);
@@ -175,8 +178,10 @@ impl Judge {
                     if outcomes.insert(*turn, outcome).is_some() {
                         wrong.push(format!("{session}: turn {} ends twice", turn.0));
                     }
-                    if matches!(outcome, Outcome::Failed { fault: TurnFault::TurnLost, .. }) {
-                        self.verdict.cut_off += 1;
+                    match outcome {
+                        Outcome::Failed { fault: TurnFault::TurnLost, .. } => self.verdict.cut_off += 1,
+                        Outcome::Failed { fault: TurnFault::Interrupted, .. } => self.verdict.interrupted += 1,
+                        Outcome::Answer(_) | Outcome::Failed { .. } => {}
                     }
                 }
                 _ => {}

@@ -170,6 +170,7 @@ fn trouble(world: &mut World, sessions: &[SessionId]) {
             let load = world.rng.random_range(0.0..1.0);
             world.load(node, load);
         }
+        77..80 => world.interrupt(node, &session),
         _ => {}
     }
 }
@@ -250,6 +251,7 @@ impl Display for Report {
         writeln!(f, "| epochs in which two acted, of {} | 0 | 0 |", all.epochs)?;
         writeln!(f, "| turns lost or answered twice, of {} acknowledged | 0 | 0 |", all.acknowledged)?;
         writeln!(f, "| turns cut off by a kill that may not run twice, and were answered so | {} | |", all.cut_off)?;
+        writeln!(f, "| turns that were interrupted, and were answered so | {} | |", all.interrupted)?;
         writeln!(f, "| calls of overtaken owners that the tool refused | {} | |", all.late_calls)?;
         writeln!(f, "| longest handoff, in trouble, virtual | {:.1} s | |", all.longest.as_secs_f64())?;
         writeln!(f, "| not settled {} virtual s after the trouble | 0 | 0 |", SETTLES.as_secs())

@@ -16,6 +16,12 @@ pub(crate) struct Sessions {
     /// End the session once its turns are answered
     #[arg(long, requires = "session")]
     pub(crate) end: bool,
+    /// End the turn that runs before it has its answer; the session goes on
+    #[arg(long, requires = "session", conflicts_with = "end")]
+    pub(crate) interrupt: bool,
+    /// With --interrupt: only this turn, running or waiting, by the name that `drover send` gave it
+    #[arg(long, value_name = "ID", requires = "interrupt")]
+    pub(crate) request: Option<String>,
 }
 
 #[derive(Debug, Args)]

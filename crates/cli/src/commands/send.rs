@@ -33,7 +33,7 @@ pub(super) async fn run(app: &App, args: SendArgs) -> anyhow::Result<Exit> {
             () = app.stop.cancelled() => {
                 teller.end_line()?;
                 app.screen.note(&format!(
-                    "the turn goes on; to hear its answer repeat the command with --request {request}"
+                    "the turn goes on; to hear its answer repeat the command with --request {request}; to end it: drover sessions {session} --interrupt --request {request}"
                 ));
                 return Ok(Exit::Failed);
             }
@@ -103,6 +103,7 @@ fn lost(answer: &pb::Answer) -> Fault {
     fault.code = (answer.fault == "turn_lost").then_some(ErrorCode::TurnLost);
     fault.hint(match answer.fault.as_str() {
         "turn_lost" => "say it again when it is safe to repeat",
+        "interrupted" => "somebody ended it, or its node; the session goes on: say it again, or something else",
         _ => "`drover why SESSION` says more",
     })
 }

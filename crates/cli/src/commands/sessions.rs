@@ -20,6 +20,9 @@ pub(super) async fn run(app: &App, args: &Sessions) -> anyhow::Result<Exit> {
     let (_, mut door) = router(app).await?;
     match &args.session {
         Some(session) if args.end => end(app, door, session).await,
+        Some(session) if args.interrupt => {
+            interrupt(app, door, session, args.request.as_deref().unwrap_or_default()).await
+        }
         Some(session) => show(app, door, session).await,
         None => {
             let request = pb::ListSessionsRequest { all: true, closed: args.all };
@@ -168,6 +171,24 @@ async fn end(app: &App, mut door: Door, session: &str) -> anyhow::Result<Exit> {
         app.screen.out(&json!({"session_id": session, "state": "closed"}).to_string())?;
     } else {
         app.screen.out(&format!("session {session} is over"))?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn interrupt(app: &App, mut door: Door, session: &str, request: &str) -> anyhow::Result<Exit> {
+    let spinner = app.screen.spinner("ending the turn");
+    let wanted = pb::InterruptRequest { session_id: session.to_owned(), request_id: request.to_owned() };
+    let ended = door.client.interrupt(wanted).await.map_err(|status| named(&status, session))?.into_inner();
+    drop(spinner);
+    if app.global.json {
+        let document = json!({
+            "session_id": session, "turn": ended.turn, "node_id": ended.node_id, "answered_before": ended.answered,
+        });
+        app.screen.out(&document.to_string())?;
+    } else if ended.answered {
+        app.screen.out(&format!("turn {} of session {session} was answered before", ended.turn))?;
+    } else {
+        app.screen.out(&format!("turn {} of session {session} is over", ended.turn))?;
     }
     Ok(Exit::Done)
 }

@@ -17,8 +17,10 @@ use crate::core::{Call, HandoffId, Input, Turn};
 use crate::session::{Outcome, Record, TurnFault};
 use crate::shell::{Disk, Jobs};
 
-/// How long a turn may take to end when it is asked to.
+/// How long a turn may take to end when its session leaves.
 const POLITE: Duration = Duration::from_secs(3);
+/// The same when only the turn is to end: longer than an agent takes that ends whatever it has started.
+const EARLY: Duration = Duration::from_secs(30);
 /// Pause until a call is made again that the file system did not answer.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -85,7 +87,7 @@ impl Live {
 }
 
 enum Word {
-    Run { turn: Turn, again: bool },
+    Run { turn: Turn, again: bool, early: CancellationToken },
     Park { handoff: HandoffId },
 }
 
@@ -99,7 +101,9 @@ type Calls = Arc<Mutex<HashMap<Call, oneshot::Sender<String>>>>;
 struct Seat {
     epoch: Epoch,
     words: mpsc::Sender<Word>,
-    /// The turn that runs is to end.
+    /// The turn that it was given last, and its end before its time.
+    given: Option<(Turn, CancellationToken)>,
+    /// The turn that runs is to end, because the session leaves.
     interrupt: CancellationToken,
     /// All of it is to end.
     stop: CancellationToken,
@@ -149,17 +153,23 @@ impl Host {
     /// Gives a turn to the session's agent.
     pub(crate) fn run(&self, session: &SessionId, epoch: Epoch, turn: Turn, again: bool) {
         let mut seats = self.seats();
-        let fit = seats.get(session).filter(|seat| seat.epoch == epoch && !seat.ending);
-        if fit.is_some_and(|seat| seat.words.try_send(Word::Run { turn, again }).is_ok()) {
+        let early = CancellationToken::new();
+        let word = || Word::Run { turn, again, early: early.clone() };
+        let fit = seats.get_mut(session).filter(|seat| seat.epoch == epoch && !seat.ending);
+        if let Some(seat) = fit
+            && seat.words.try_send(word()).is_ok()
+        {
+            seat.given = Some((turn, early));
             return;
         }
         let before = seats.remove(session).map(|seat| {
             seat.stop.cancel();
             seat.ended
         });
-        let seat = self.seat(session, epoch, before);
+        let mut seat = self.seat(session, epoch, before);
         // The first word of a fresh one always finds room.
-        let _ = seat.words.try_send(Word::Run { turn, again });
+        let _ = seat.words.try_send(word());
+        seat.given = Some((turn, early));
         seats.insert(session.clone(), seat);
     }
 
@@ -187,7 +197,16 @@ impl Host {
             talk.serve(heard).await;
             over.send_replace(true);
         });
-        Seat { epoch, words, interrupt, stop, ended, calls, ending: false }
+        Seat { epoch, words, given: None, interrupt, stop, ended, calls, ending: false }
+    }
+
+    /// Has a turn end early, when it is one that the agent was given.
+    pub(crate) fn interrupt(&self, session: &SessionId, epoch: Epoch, turn: Turn) {
+        let seats = self.seats();
+        let given = seats.get(session).filter(|seat| seat.epoch == epoch).and_then(|seat| seat.given.as_ref());
+        if let Some((_, early)) = given.filter(|(given, _)| *given == turn) {
+            early.cancel();
+        }
     }
 
     /// Ends the agent's process of a session and then says so.
@@ -286,6 +305,21 @@ impl Host {
     }
 }
 
+fn interrupted() -> TurnDone {
+    let message = "the turn was interrupted".to_owned();
+    TurnDone { outcome: Outcome::Failed { fault: TurnFault::Interrupted, message }, context: Vec::new() }
+}
+
+/// How a turn ended that was to end early: with its answer when it had one by then.
+fn cut_short(done: TurnDone) -> TurnDone {
+    match done.outcome {
+        Outcome::Failed { fault: TurnFault::AgentFailed | TurnFault::TurnLost, .. } => {
+            TurnDone { context: done.context, ..interrupted() }
+        }
+        Outcome::Answer(_) | Outcome::Failed { .. } => done,
+    }
+}
+
 /// One conversation.
 struct Talk {
     host: Host,
@@ -312,8 +346,8 @@ impl Talk {
             };
             match word {
                 None => break,
-                Some(Word::Run { turn, again }) => {
-                    if !self.run(turn, again).await {
+                Some(Word::Run { turn, again, early }) => {
+                    if !self.run(turn, again, early).await {
                         // Only a word to park can be behind it.
                         heard.close();
                     }
@@ -340,7 +374,7 @@ impl Talk {
     }
 
     /// Runs a turn. False: it was broken off, and the conversation with it.
-    async fn run(&mut self, turn: Turn, again: bool) -> bool {
+    async fn run(&mut self, turn: Turn, again: bool, early: CancellationToken) -> bool {
         let inner = Arc::clone(&self.host.inner);
         let asked = inner.disk.ask(&self.session, move |state, _| state.prompt(turn)).await;
         let Ok(Some(prompt)) = asked else {
@@ -351,6 +385,10 @@ impl Talk {
             permit = Arc::clone(&inner.turns).acquire_owned() => permit,
             () = self.stop.cancelled() => return false,
             () = self.interrupt.cancelled() => return false,
+            () = early.cancelled() => {
+                self.ended(turn, interrupted()).await;
+                return true;
+            }
         };
         let live = inner.live.of(&self.session, turn);
         live.begin();
@@ -364,16 +402,34 @@ impl Talk {
                 }
             }
         }
+        if early.is_cancelled() {
+            self.ended(turn, interrupted()).await;
+            return true;
+        }
         let stop = self.interrupt.child_token();
         let asked = TurnAsked { turn, request: prompt.request, prompt: prompt.text, again, stop: stop.clone() };
         let out = self.out(turn, live);
         let Some(conversation) = &mut self.conversation else { return true };
         let (whole, interrupt, shutdown) = (self.stop.clone(), self.interrupt.clone(), inner.ctx.shutdown().clone());
+        let wanted_early = early.clone();
         let broken_off = async move {
+            let leaves = async {
+                tokio::select! {
+                    () = whole.cancelled() => {}
+                    () = interrupt.cancelled() => {}
+                    () = shutdown.cancelled() => {}
+                }
+            };
+            tokio::pin!(leaves);
             tokio::select! {
-                () = whole.cancelled() => {}
-                () = interrupt.cancelled() => {}
-                () = shutdown.cancelled() => {}
+                () = &mut leaves => {}
+                () = wanted_early.cancelled() => {
+                    stop.cancel();
+                    tokio::select! {
+                        () = &mut leaves => {}
+                        () = tokio::time::sleep(EARLY) => return,
+                    }
+                }
             }
             stop.cancel();
             tokio::time::sleep(POLITE).await;
@@ -383,13 +439,22 @@ impl Talk {
             () = broken_off => None,
         };
         drop(permit);
-        match done.filter(|_| !self.stop.is_cancelled() && !self.interrupt.is_cancelled()) {
-            Some(done) => {
-                self.ended(turn, done).await;
-                true
-            }
-            None => false,
+        if self.stop.is_cancelled() || self.interrupt.is_cancelled() {
+            return false;
         }
+        match done {
+            Some(done) if early.is_cancelled() => self.ended(turn, cut_short(done)).await,
+            Some(done) => self.ended(turn, done).await,
+            None if early.is_cancelled() && !inner.ctx.shutdown().is_cancelled() => {
+                // It was asked to end the turn and did not: then it ends itself, and the next turn has another one.
+                if let Some(conversation) = self.conversation.take() {
+                    conversation.end().await;
+                }
+                self.ended(turn, interrupted()).await;
+            }
+            None => return false,
+        }
+        true
     }
 
     fn out(&self, turn: Turn, live: Arc<LiveTurn>) -> TurnOut {

@@ -144,6 +144,8 @@ pub struct Asked {
 pub enum Input {
     /// A turn is asked for.
     Turn(Box<Asked>),
+    /// A turn is to end before it has its answer; without a name the one that runs.
+    Interrupt { session: SessionId, request: Option<RequestId>, reply: ReplyTo },
     /// A session is to end once its turns are answered.
     Close { session: SessionId, reply: ReplyTo },
     /// A session is to move; without a node to the one that suits best.
@@ -199,6 +201,8 @@ pub enum Reply {
     Refused(Failure),
     /// The session is over.
     Closed,
+    /// The turn is about to end.
+    Interrupted { turn: Turn, request: RequestId },
 }
 
 /// Why something cannot be.
@@ -206,6 +210,8 @@ pub enum Reply {
 pub enum Failure {
     /// No such session, and nothing to open it with.
     UnknownSession,
+    /// No turn of that name, or none that runs.
+    UnknownTurn,
     /// It has ended.
     SessionClosed,
     /// It has as many turns or bytes as a session may have.
@@ -246,8 +252,8 @@ pub enum Event {
         frozen: Duration,
         total: Duration,
     },
-    /// It stays where it was, or somebody else has it.
-    Failed { handoff: HandoffId, session: SessionId, error: Failure, attempts: u32 },
+    /// It stays where it was, or somebody else has it. `to`: the node that was tried last.
+    Failed { handoff: HandoffId, session: SessionId, to: NodeId, error: Failure, attempts: u32 },
     /// A move that was asked for cannot even begin.
     NotMoved { session: SessionId, error: Failure },
     /// This node serves a session from now on.
@@ -284,6 +290,8 @@ pub enum Effect {
     Discard { handoff: HandoffId, session: SessionId },
     /// Give a turn to the agent; `again` when it may have seen it before.
     Run { session: SessionId, epoch: Epoch, turn: Turn, again: bool },
+    /// Have the agent end a turn early, when it runs one of that number.
+    Interrupt { session: SessionId, epoch: Epoch, turn: Turn },
     /// Call a tool under its key; the tool refuses earlier epochs than it has seen.
     Call { session: SessionId, epoch: Epoch, call: Call },
     /// Give the agent what a tool has answered.

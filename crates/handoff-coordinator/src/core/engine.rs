@@ -152,6 +152,9 @@ impl Engine {
                 let id = asked.session.clone();
                 self.with(&id, out, |session, cx| session.ask(cx, *asked));
             }
+            Input::Interrupt { session, request, reply } => {
+                self.with(&session, out, |session, cx| session.interrupt(cx, request.as_ref(), reply));
+            }
             Input::Close { session, reply } => self.with(&session, out, |session, cx| session.close(cx, reply)),
             Input::Recover { session } => self.with(&session, out, Session::recover),
             Input::Move { session, to, why } => {

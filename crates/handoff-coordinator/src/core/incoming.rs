@@ -94,7 +94,7 @@ impl Incoming {
     pub(crate) fn asked_again(&mut self, cx: &mut Context<'_>) {
         self.heard(cx);
         if self.step != Step::Reserving {
-            self.say(cx, Message::Accept { handoff: self.id, have: self.written });
+            self.say(cx, Message::Accept { handoff: self.id, have: self.written, taken: Some(self.writing) });
         }
     }
 
@@ -107,7 +107,7 @@ impl Incoming {
             Reserved::Room(have) => {
                 self.step = Step::Receiving;
                 (self.written, self.writing) = (have, have);
-                self.say(cx, Message::Accept { handoff: self.id, have });
+                self.say(cx, Message::Accept { handoff: self.id, have, taken: Some(have) });
                 None
             }
         }

@@ -87,8 +87,9 @@ pub enum Message {
         /// Do not go on from an earlier copy: it was not the same.
         fresh: bool,
     },
-    /// Target: yes, and I have so many bytes of it already. Also answers a repeated request.
-    Accept { handoff: HandoffId, have: u64 },
+    /// Target: yes, and I have so many bytes of it already. Also answers a repeated request; `taken` are those with what waits for its disk,
+    /// unset by programs that did not say so.
+    Accept { handoff: HandoffId, have: u64, taken: Option<u64> },
     /// Target: no.
     Reject { handoff: HandoffId, why: Rejection },
     /// Source: records, from an offset.

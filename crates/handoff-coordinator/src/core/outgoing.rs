@@ -51,6 +51,13 @@ pub(crate) struct Outgoing {
     acked: u64,
     /// Where the target said last that something is missing. It says so for every piece behind the gap, and one repetition is enough.
     rewound: Option<u64>,
+    /// How far the target said it has come, also with what only waits for its disk.
+    taken: u64,
+    /// When something was sent last, or the target had more than before.
+    progress: Duration,
+    /// How long there may be no progress before what the target lacks counts as lost. Grows with each time that it does: on a slow way a
+    /// piece may take longer than any limit that is set, and what is sent twice makes it slower.
+    patience: Duration,
     /// All bytes that went over.
     bytes: u64,
     frozen: Option<Duration>,
@@ -79,8 +86,25 @@ impl Outgoing {
         }
     }
 
+    /// The target was asked and says what it has. What only waits for its disk is not sent again, however long that takes; what never came is,
+    /// and also what it had and has lost.
+    fn has(&mut self, cx: &Context<'_>, have: u64, taken: u64) {
+        let taken = taken.max(have);
+        self.acked = self.acked.max(have.min(self.sent));
+        if taken > self.taken {
+            (self.taken, self.progress) = (taken, cx.now);
+        }
+        if taken < self.sent && self.progress + self.patience <= cx.now {
+            (self.sent, self.acked, self.taken) = (taken, self.acked.min(have), taken);
+            self.rewound = None;
+            // Several times within an attempt, all the same.
+            self.patience = (self.patience * 2).min(cx.settings.timeout / 4).max(cx.settings.resend);
+        }
+    }
+
     pub(crate) fn failed(&self, session: &SessionId, error: Failure) -> Event {
-        Event::Failed { handoff: self.operation, session: session.clone(), error, attempts: self.attempts }
+        let (handoff, session, to) = (self.operation, session.clone(), self.to.clone());
+        Event::Failed { handoff, session, to, error, attempts: self.attempts }
     }
 }
 
@@ -111,7 +135,8 @@ impl Session {
     fn still(&self) -> bool {
         match self.outline.open {
             None => true,
-            Some(_) => self.parked && self.outline.replayable(),
+            // One that is to end early ends here.
+            Some(turn) => self.parked && self.outline.replayable() && !self.interrupted.contains(&turn),
         }
     }
 
@@ -168,6 +193,9 @@ impl Session {
             sent: 0,
             acked: 0,
             rewound: None,
+            taken: 0,
+            progress: cx.now,
+            patience: cx.settings.resend,
             bytes: 0,
             frozen: None,
             last: None,
@@ -188,6 +216,7 @@ impl Session {
             out.deadline = cx.now + cx.settings.timeout;
             out.heard = cx.now;
             (out.sent, out.acked, out.rewound, out.frozen) = (0, 0, None, None);
+            (out.taken, out.progress, out.patience) = (0, cx.now, cx.settings.resend);
         }
         self.send_request(cx);
     }
@@ -215,13 +244,21 @@ impl Session {
         match (message, out.step) {
             (Message::Accept { have, .. }, Step::Requested) => {
                 let have = (*have).min(own);
-                (out.sent, out.acked, out.step) = (have, have, Step::Copying);
+                (out.sent, out.acked, out.taken, out.step) = (have, have, have, Step::Copying);
+                out.progress = cx.now;
                 out.resend = cx.now + cx.settings.resend;
                 self.distrust = false;
                 self.advance(cx);
             }
+            (Message::Accept { have, taken, .. }, Step::Copying | Step::Draining | Step::Parking | Step::Tail) => {
+                out.has(cx, (*have).min(own), taken.unwrap_or(*have).min(own));
+                self.advance(cx);
+            }
             (Message::Received { len, again, .. }, Step::Copying | Step::Draining | Step::Parking | Step::Tail) => {
-                out.acked = out.acked.max((*len).min(out.sent));
+                let acked = out.acked.max((*len).min(out.sent));
+                if acked > out.acked {
+                    (out.acked, out.progress) = (acked, cx.now);
+                }
                 if *again && out.rewound != Some(out.acked) {
                     (out.sent, out.rewound) = (out.acked, Some(out.acked));
                 }
@@ -297,6 +334,7 @@ impl Session {
                 cx.out.push(Effect::SendChunk { to, handoff, session, offset: out.sent, len: piece });
                 out.sent += piece;
                 out.bytes += piece;
+                out.progress = cx.now;
             }
         }
         if out.step == Step::Tail && out.acked == len {
@@ -313,11 +351,10 @@ impl Session {
         }
         let Some(out) = &mut self.outgoing else { return };
         match out.step {
-            Step::Waiting { until } => {
-                if until <= cx.now {
-                    let id = HandoffId(cx.rng.random());
-                    self.begin_attempt(cx, id);
-                }
+            Step::Waiting { until } if until > cx.now => {}
+            Step::Waiting { .. } => {
+                let id = HandoffId(cx.rng.random());
+                self.begin_attempt(cx, id);
             }
             Step::Offered { give_up } => {
                 if give_up <= cx.now {
@@ -334,16 +371,9 @@ impl Session {
             _ if out.deadline <= cx.now || out.heard + cx.settings.rpc_timeout <= cx.now => {
                 self.attempt_failed(cx, Fault::Silent);
             }
-            step => {
-                if out.resend <= cx.now {
-                    // Copied again from what is known to be there.
-                    if matches!(step, Step::Copying | Step::Tail) {
-                        out.sent = out.acked;
-                    }
-                    // Keeps the reservation, and asks for a sign of life.
-                    self.send_request(cx);
-                }
-            }
+            // Keeps the reservation, and asks how far the target is.
+            _ if out.resend <= cx.now => self.send_request(cx),
+            _ => {}
         }
     }
 

@@ -1,21 +1,20 @@
-//! One session on one node: who owns it, its records, and the agent. The turns that come in: see `turns`.
+//! One session on one node: its records and its agent. Who owns it: see `owning`; the turns that come in: see `turns`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use drover_types::{Epoch, RequestId, SessionId};
 use rand::rngs::SmallRng;
 
-use super::api::{Appended, Cause, ClaimOutcome, Effect, Event, Failure, Looked, OwnerRecord, Reply};
-use super::ids::{Call, HandoffId, NodeId, Owner, ReplyTo, Turn};
+use super::api::{Appended, Effect, OwnerRecord, Reply};
+use super::ids::{Call, NodeId, Owner, ReplyTo, Turn};
 use super::journal::Journal;
-use super::message::{Held, Message, Rejection};
 use super::outgoing::Outgoing;
 use super::outline::Outline;
 use super::policy::{Own, Peer, PeerState};
 use super::settings::Settings;
 use super::turns::Waiting;
-use crate::session::{LogSum, Opening, Outcome, Record, TurnFault};
+use crate::session::{LogSum, Opening, Outcome, Record};
 
 /// What a session needs of its engine.
 pub(crate) struct Context<'a> {
@@ -29,7 +28,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn gone(&self, node: &NodeId) -> bool {
+    pub(super) fn gone(&self, node: &NodeId) -> bool {
         self.peers.get(node).is_some_and(|peer| peer.state == PeerState::Gone)
     }
 }
@@ -104,6 +103,8 @@ pub(crate) struct Session {
     pub(super) waiters: BTreeMap<RequestId, Vec<ReplyTo>>,
     pub(super) held: VecDeque<Waiting>,
     pub(super) closers: Vec<ReplyTo>,
+    /// Turns that are to end early.
+    pub(super) interrupted: BTreeSet<Turn>,
     pub(crate) outgoing: Option<Outgoing>,
     /// Counts attempts to move it; kept here so that it rises while this process lives.
     pub(crate) attempts: u32,
@@ -112,7 +113,7 @@ pub(crate) struct Session {
     /// Since when it is served here.
     pub(crate) since: Duration,
     /// Take it over when the look says that its owner is gone.
-    recover: bool,
+    pub(super) recover: bool,
     /// It came by a handoff, and the turns that had come to the source are still to come.
     pub(super) awaits_flush: bool,
 }
@@ -128,6 +129,7 @@ impl Session {
             waiters: BTreeMap::new(),
             held: VecDeque::new(),
             closers: Vec::new(),
+            interrupted: BTreeSet::new(),
             outgoing: None,
             attempts: 0,
             distrust: false,
@@ -190,264 +192,6 @@ impl Session {
         [phase, held, self.journal.retry, outgoing].into_iter().flatten().min().unwrap_or(Duration::MAX)
     }
 
-    // ---- who owns it
-
-    /// Reads who owns it.
-    pub(crate) fn look(&mut self, cx: &mut Context<'_>) {
-        self.phase = Phase::Looking { retry: None };
-        cx.out.push(Effect::Look { session: self.id.clone() });
-    }
-
-    /// Takes it over if its owner is gone or was an earlier process of this node.
-    pub(crate) fn recover(&mut self, cx: &mut Context<'_>) {
-        match self.phase {
-            Phase::Migrated { .. } => {
-                self.look(cx);
-                self.recover = true;
-            }
-            Phase::Looking { .. } => self.recover = true,
-            _ => {}
-        }
-    }
-
-    pub(crate) fn looked(&mut self, cx: &mut Context<'_>, outcome: Looked) {
-        if !matches!(self.phase, Phase::Looking { .. }) {
-            // One that serves looks as well, when it has nothing to write that would tell it.
-            if let Looked::Owned(newest) = outcome
-                && self.serves()
-                && newest.epoch > self.epoch()
-            {
-                self.lose(cx, newest);
-            }
-            return;
-        }
-        match outcome {
-            Looked::Unknown => self.phase = Phase::Looking { retry: Some(cx.now + cx.settings.store_retry) },
-            Looked::Nobody if cx.own.leaving => {
-                self.refuse_all(cx, &Failure::NobodyTook(Some(Rejection::Leaving)));
-                self.forget(cx);
-            }
-            Looked::Nobody => {
-                if let Some(opening) = self.held.iter().find_map(|held| held.open.clone()) {
-                    self.claim(cx, Epoch(1), Cause::Opened, Base::New(opening));
-                } else {
-                    self.refuse_all(cx, &Failure::UnknownSession);
-                    self.forget(cx);
-                }
-            }
-            Looked::Owned(record) => {
-                let next = record.epoch.next();
-                if record.cause == Cause::Closed {
-                    self.over(cx, record.epoch);
-                    return;
-                }
-                // A later process of this node has it when the start is greater: then this one is the earlier.
-                if record.owner.node == cx.me.node && record.owner.boot <= cx.me.boot {
-                    self.claim(cx, next, Cause::Recovered, Base::Journals);
-                } else if cx.gone(&record.owner.node) && (self.recover || !self.held.is_empty()) && !cx.own.leaving {
-                    self.claim(cx, next, Cause::TakenOver, Base::Journals);
-                } else {
-                    self.migrated(cx, record);
-                }
-            }
-        }
-        self.recover = false;
-    }
-
-    /// An entry that says nothing: it goes at once.
-    fn forget(&mut self, cx: &mut Context<'_>) {
-        let record =
-            OwnerRecord { session: self.id.clone(), epoch: Epoch(0), owner: cx.me.clone(), cause: Cause::Opened };
-        self.phase = Phase::Migrated { record, until: Duration::ZERO };
-    }
-
-    pub(crate) fn claim(&mut self, cx: &mut Context<'_>, epoch: Epoch, cause: Cause, base: Base) {
-        let record = OwnerRecord { session: self.id.clone(), epoch, owner: cx.me.clone(), cause };
-        cx.out.push(Effect::Claim { record: record.clone() });
-        self.phase = Phase::Claiming { record, base, retry: None };
-        self.awaits_flush = false;
-    }
-
-    /// A claim is decided. Says which handoff that ends here, and whether the session arrived.
-    pub(crate) fn claimed(
-        &mut self,
-        cx: &mut Context<'_>,
-        epoch: Epoch,
-        outcome: ClaimOutcome,
-    ) -> Option<(HandoffId, bool)> {
-        let Phase::Claiming { record, retry, .. } = &mut self.phase else { return None };
-        if record.epoch != epoch {
-            return None;
-        }
-        let arriving = match record.cause {
-            Cause::Moved { handoff } => Some(handoff),
-            _ => None,
-        };
-        match outcome {
-            ClaimOutcome::Unknown => {
-                *retry = Some(cx.now + cx.settings.store_retry);
-                None
-            }
-            ClaimOutcome::Lost(newest) => {
-                self.lose(cx, newest);
-                arriving.map(|handoff| (handoff, false))
-            }
-            ClaimOutcome::Won => {
-                self.won(cx, epoch, arriving.is_some());
-                arriving.map(|handoff| (handoff, true))
-            }
-        }
-    }
-
-    fn won(&mut self, cx: &mut Context<'_>, epoch: Epoch, gated: bool) {
-        let phase = std::mem::replace(&mut self.phase, Phase::Opening { epoch });
-        let Phase::Claiming { base, .. } = phase else { return };
-        match base {
-            Base::New(opening) => {
-                self.take(LogSum::default());
-                self.begin_epoch(cx, epoch);
-                self.push(Record::Opened { opening });
-            }
-            Base::Copy(log) => {
-                self.take(*log);
-                self.begin_epoch(cx, epoch);
-            }
-            Base::Mine => {
-                self.end_outgoing(cx, Failure::Silent);
-                self.begin_epoch(cx, epoch);
-            }
-            Base::Journals => {
-                self.phase = Phase::Loading { epoch, retry: None };
-                cx.out.push(Effect::Load { session: self.id.clone(), epoch });
-            }
-        }
-        // A turn that waits here may have come after one that waits at the source.
-        self.awaits_flush = gated;
-        self.kick(cx);
-    }
-
-    fn take(&mut self, log: LogSum) {
-        self.journal = Journal::new(log.outline.seq(), log.len, log.digest);
-        self.outline = log.outline;
-    }
-
-    pub(crate) fn loaded(&mut self, cx: &mut Context<'_>, epoch: Epoch, log: Option<Box<LogSum>>) {
-        let Phase::Loading { epoch: due, retry } = &mut self.phase else { return };
-        if *due != epoch {
-            return;
-        }
-        let Some(log) = log else {
-            *retry = Some(cx.now + cx.settings.store_retry);
-            return;
-        };
-        if log.outline.epoch() >= epoch {
-            // A later owner has said so much since this one claimed that it made a checkpoint of it.
-            cx.out.push(Effect::Stop { session: self.id.clone(), epoch });
-            self.look(cx);
-            return;
-        }
-        if log.outline.opening.is_none() {
-            // Claimed once and never opened: whoever asks again opens it.
-            let opening = self.held.iter().find_map(|held| held.open.clone());
-            let Some(opening) = opening else {
-                self.refuse_all(cx, &Failure::UnknownSession);
-                self.forget(cx);
-                return;
-            };
-            self.take(*log);
-            self.begin_epoch(cx, epoch);
-            self.push(Record::Opened { opening });
-        } else {
-            self.take(*log);
-            self.begin_epoch(cx, epoch);
-        }
-        self.kick(cx);
-    }
-
-    fn begin_epoch(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
-        self.phase = Phase::Opening { epoch };
-        let follows = Some(self.outline.epoch()).filter(|last| *last != Epoch(0));
-        self.push(Record::Epoch { epoch, owner: cx.me.clone(), follows });
-    }
-
-    /// The first record of the epoch is where everybody finds it: from here on turns are served.
-    fn activate(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
-        self.since = cx.now;
-        if self.outline.closed {
-            self.close_for_good(cx, epoch);
-            return;
-        }
-        let gate = self.awaits_flush.then(|| cx.now + cx.settings.flush_wait);
-        self.phase = Phase::Active { epoch, gate };
-        cx.out.push(Effect::Event(Event::Serving { session: self.id.clone(), epoch }));
-        self.parked = false;
-        if let Some(turn) = self.outline.open {
-            if self.outline.replayable() {
-                cx.out.push(Effect::Run { session: self.id.clone(), epoch, turn, again: true });
-            } else {
-                let message = "the process that ran this turn ended; it is not run a second time".to_owned();
-                let outcome = Outcome::Failed { fault: TurnFault::TurnLost, message };
-                self.push(Record::Ended { turn, outcome, at_us: 0 });
-            }
-        }
-    }
-
-    /// It is over, and its last ownership record is to say so. When that fails, the next who asks finds it in the journals.
-    fn close_for_good(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
-        let (session, owner) = (self.id.clone(), cx.me.clone());
-        let record = OwnerRecord { session, epoch: epoch.next(), owner, cause: Cause::Closed };
-        cx.out.push(Effect::Claim { record });
-        self.over(cx, epoch);
-    }
-
-    fn over(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
-        self.phase = Phase::Closed { epoch, until: cx.now + cx.settings.memory };
-        self.refuse_all(cx, &Failure::SessionClosed);
-        self.answer_closers(cx);
-    }
-
-    /// Somebody else owns it.
-    pub(crate) fn migrated(&mut self, cx: &mut Context<'_>, record: OwnerRecord) {
-        let session = &self.id;
-        for to in self.waiters.values().flatten().chain(&self.closers) {
-            let reply = Reply::Redirect(record.clone());
-            cx.out.push(Effect::Reply { to: *to, session: session.clone(), reply });
-        }
-        self.waiters.clear();
-        self.closers.clear();
-        self.held.clear();
-        self.outline = Outline::default();
-        self.journal = Journal::new(0, 0, super::ids::Digest::default());
-        self.parked = false;
-        self.phase = Phase::Migrated { record, until: cx.now + cx.settings.memory };
-    }
-
-    /// There is a later epoch than the one that this node serves or wanted to.
-    pub(crate) fn lose(&mut self, cx: &mut Context<'_>, newest: OwnerRecord) {
-        let epoch = self.epoch();
-        if !matches!(self.phase, Phase::Claiming { base: Base::New(_) | Base::Copy(_) | Base::Journals, .. }) {
-            cx.out.push(Effect::Stop { session: self.id.clone(), epoch });
-        }
-        let Some(outgoing) = self.outgoing.take() else { return self.migrated(cx, newest) };
-        let arrived = matches!(newest.cause, Cause::Moved { handoff } if handoff == outgoing.id);
-        if arrived {
-            self.arrived(cx, &outgoing, newest);
-        } else {
-            cx.out.push(Effect::Event(outgoing.failed(&self.id, Failure::Lost)));
-            self.migrated(cx, newest);
-        }
-    }
-
-    /// The target has claimed: its are the turns that waited here, and those who ask are sent there.
-    pub(crate) fn arrived(&mut self, cx: &mut Context<'_>, outgoing: &Outgoing, record: OwnerRecord) {
-        let turns =
-            self.held.drain(..).map(|held| Held { request: held.request, prompt: held.prompt }).collect::<Vec<_>>();
-        let message = Message::Flush { handoff: outgoing.id, session: self.id.clone(), turns };
-        cx.out.push(Effect::Send { to: outgoing.to.clone(), message });
-        cx.out.push(Effect::Event(outgoing.completed(cx.now, &self.id, record.epoch)));
-        self.migrated(cx, record);
-    }
-
     // ---- records
 
     pub(crate) fn serves(&self) -> bool {
@@ -487,7 +231,7 @@ impl Session {
         self.drive_outgoing(cx);
     }
 
-    fn kick(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn kick(&mut self, cx: &mut Context<'_>) {
         if matches!(self.phase, Phase::Opening { .. } | Phase::Active { .. })
             && let Some((first, records)) = self.journal.next(cx.now)
         {
@@ -522,9 +266,7 @@ impl Session {
             Record::Accepted { turn, request, .. } => {
                 self.tell(cx, request, &Reply::Accepted { turn: *turn, epoch });
             }
-            Record::Begun { turn } => {
-                cx.out.push(Effect::Run { session: session(), epoch, turn: *turn, again: false });
-            }
+            Record::Begun { turn } => self.run(cx, epoch, *turn, false),
             Record::Called { call, .. } => cx.out.push(Effect::Call { session: session(), epoch, call: *call }),
             Record::Returned { call, .. } => cx.out.push(Effect::Resume { session: session(), epoch, call: *call }),
             Record::Ended { turn, .. } => {
@@ -600,6 +342,7 @@ impl Session {
             }
         }
         self.parked = false;
+        self.interrupted.remove(&turn);
         self.push(Record::Ended { turn, outcome, at_us });
         self.advance(cx);
     }
@@ -607,8 +350,9 @@ impl Session {
     /// The agent's process is gone and the session stays: the turn that it was in begins again.
     pub(crate) fn run_again(&mut self, cx: &mut Context<'_>) {
         if let (Phase::Active { epoch, .. }, Some(turn)) = (&self.phase, self.outline.open) {
+            let epoch = *epoch;
             self.parked = false;
-            cx.out.push(Effect::Run { session: self.id.clone(), epoch: *epoch, turn, again: true });
+            self.run(cx, epoch, turn, true);
         }
     }
 

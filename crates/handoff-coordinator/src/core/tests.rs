@@ -18,6 +18,10 @@ struct Desk {
     suspects: Vec<NodeId>,
     replies: Vec<Reply>,
     runs: Vec<(SessionId, Turn)>,
+    ends: Vec<(SessionId, Turn)>,
+    faults: Vec<(Turn, crate::session::TurnFault)>,
+    /// Offset and length of all pieces that went out.
+    chunks: Vec<(u64, u64)>,
     looks: usize,
 }
 
@@ -46,6 +50,9 @@ impl Desk {
             suspects: Vec::new(),
             replies: Vec::new(),
             runs: Vec::new(),
+            ends: Vec::new(),
+            faults: Vec::new(),
+            chunks: Vec::new(),
             looks: 0,
         };
         desk.load(0.1);
@@ -107,6 +114,12 @@ impl Desk {
                     Effect::Append { session, epoch, first, records } => {
                         let len = self.len.entry(session.clone()).or_default();
                         *len += 100 * records.len() as u64;
+                        self.faults.extend(records.iter().filter_map(|record| match record {
+                            Record::Ended { turn, outcome: crate::session::Outcome::Failed { fault, .. }, .. } => {
+                                Some((*turn, *fault))
+                            }
+                            _ => None,
+                        }));
                         let outcome = Appended::Done { len: *len, digest: Digest::default() };
                         inputs.push(Input::Appended { session, epoch, first, outcome });
                     }
@@ -116,6 +129,8 @@ impl Desk {
                     Effect::Suspect { node } => self.suspects.push(node),
                     Effect::Reply { reply, .. } => self.replies.push(reply),
                     Effect::Run { session, turn, .. } => self.runs.push((session, turn)),
+                    Effect::Interrupt { session, turn, .. } => self.ends.push((session, turn)),
+                    Effect::SendChunk { offset, len, .. } => self.chunks.push((offset, len)),
                     _ => {}
                 }
             }
@@ -307,7 +322,8 @@ fn a_late_request_of_an_earlier_attempt_changes_nothing() {
     desk.feed(Input::Reserved { handoff: HandoffId(2), outcome: Reserved::Room(0) });
     assert!(!desk.sent.iter().any(|(_, message)| matches!(message, Message::Accept { .. })));
     desk.feed(Input::Reserved { handoff: HandoffId(3), outcome: Reserved::Room(0) });
-    assert_eq!(desk.sent.last(), Some(&(node(1), Message::Accept { handoff: HandoffId(3), have: 0 })));
+    let accepted = Message::Accept { handoff: HandoffId(3), have: 0, taken: Some(0) };
+    assert_eq!(desk.sent.last(), Some(&(node(1), accepted)));
 }
 
 #[test]
@@ -401,4 +417,189 @@ fn an_owner_whose_move_is_in_vain_looks_whether_it_still_is_one() {
     assert_eq!(state(&desk), Some(State::Active), "a look of long ago says nothing");
     desk.feed(owned(2));
     assert_eq!(state(&desk), Some(State::Migrated));
+}
+
+/// A session of some thousand bytes on its way to a target that has said yes; pieces of 100 bytes, four at a time.
+fn copying() -> Desk {
+    let timeout = Duration::from_mins(5);
+    let settings = Settings { chunk: 100, window: 400, freeze_lag: 0, timeout, ..Settings::default() };
+    let mut desk = Desk::new(1, 1, settings);
+    for turn in 1.. {
+        desk.ask(0, &format!("r{turn}"));
+        desk.answer(0, turn);
+        if desk.len[&session(0)] >= 4000 {
+            break;
+        }
+    }
+    desk.go(Some(node(1)));
+    let handoff = desk.sent.last().unwrap().1.handoff();
+    desk.feed(Input::Message { from: node(1), message: Message::Accept { handoff, have: 0, taken: Some(0) } });
+    desk
+}
+
+impl Desk {
+    fn handoff(&self) -> HandoffId {
+        self.sent.last().unwrap().1.handoff()
+    }
+
+    fn chunk_bytes(&self) -> u64 {
+        self.chunks.iter().map(|(_, len)| len).sum()
+    }
+
+    /// Lets time pass; whenever the source asks, the target says how far it is. `step` is what happens at the target each tenth of a second, and
+    /// gives what it has on disk and what it has taken. Ends when all is over there.
+    fn copy_for(&mut self, span: Duration, mut step: impl FnMut(Duration, &Self) -> (u64, Option<u64>)) {
+        let (end, mut have) = (self.now + span, 0);
+        while self.now < end && !matches!(self.sent.last(), Some((_, Message::Offer { .. }))) {
+            self.now += Duration::from_millis(100);
+            let before = self.sent.len();
+            if self.engine.deadline() <= self.now {
+                self.feed(Input::Tick);
+            }
+            let (len, taken) = step(self.now, self);
+            let handoff = self.handoff();
+            let asked = self.sent[before..].iter().any(|(_, message)| matches!(message, Message::Request { .. }));
+            if len > have {
+                have = len;
+                let message = Message::Received { handoff, len, again: false };
+                self.feed(Input::Message { from: node(1), message });
+            } else if asked {
+                let message = Message::Accept { handoff, have, taken };
+                self.feed(Input::Message { from: node(1), message });
+            }
+        }
+    }
+}
+
+#[test]
+fn to_a_target_whose_disk_is_slow_nothing_is_sent_twice() {
+    let mut desk = copying();
+    let (begun, span) = (desk.now, Duration::from_secs(29));
+    // A piece in three seconds; everything that is sent is taken at once, and waits.
+    desk.copy_for(span, |now, desk| {
+        let written = 100 * (now.saturating_sub(begun).as_secs() / 3);
+        (written, Some(desk.chunk_bytes()))
+    });
+    assert_eq!(desk.chunk_bytes(), 900 + 400, "what is on disk and one window: {:?}", desk.chunks);
+    assert!(desk.chunks.iter().enumerate().all(|(n, (offset, _))| *offset == 100 * n as u64), "{:?}", desk.chunks);
+    let asked = desk.sent.iter().filter(|(_, message)| matches!(message, Message::Request { .. })).count();
+    assert!(asked > 10, "it asks how far the target is, so that the place there is kept: {asked}");
+}
+
+#[test]
+fn what_never_came_is_sent_again_ever_more_slowly_and_only_that() {
+    let mut desk = copying();
+    // Half of the window is lost, each time.
+    desk.copy_for(Duration::from_secs(25), |_, _| (0, Some(200)));
+    assert_eq!(desk.chunks[..4], [(0, 100), (100, 100), (200, 100), (300, 100)]);
+    let again = &desk.chunks[4..];
+    assert!(again.iter().all(|(offset, _)| *offset >= 200), "{again:?}");
+    assert!((2 * 3..=2 * 5).contains(&again.len()), "after 1, 2, 4, 8 s: {again:?}");
+    // In the end it gets through.
+    let from = desk.chunks.len();
+    let (mut have, mut seen) = (200, from);
+    desk.copy_for(Duration::from_mins(1), |_, desk| {
+        for (offset, len) in &desk.chunks[seen..] {
+            if *offset <= have {
+                have = have.max(offset + len);
+            }
+        }
+        seen = desk.chunks.len();
+        (have, Some(have))
+    });
+    assert_eq!(have, desk.len[&session(0)]);
+    assert!(matches!(desk.sent.last(), Some((_, Message::Offer { .. }))), "{:?}", desk.sent.last());
+}
+
+#[test]
+fn a_target_of_an_earlier_version_is_not_buried_under_repetitions() {
+    let mut desk = copying();
+    desk.copy_for(Duration::from_secs(25), |_, _| (0, None));
+    let windows = desk.chunks.len() / 4;
+    assert!((3..=8).contains(&windows), "{windows} in 25 s");
+}
+
+#[test]
+fn a_target_that_lost_what_it_had_gets_it_again() {
+    let mut desk = copying();
+    desk.copy_for(Duration::from_secs(1), |_, _| (400, Some(400)));
+    assert_eq!(desk.chunk_bytes(), 800);
+    // It was started anew, and kept nothing.
+    let (mut have, mut seen) = (0, desk.chunks.len());
+    let handoff = desk.handoff();
+    desk.copy_for(Duration::from_secs(10), |_, desk| {
+        for (offset, len) in &desk.chunks[seen..] {
+            if *offset <= have {
+                have = have.max(offset + len);
+            }
+        }
+        seen = desk.chunks.len();
+        (have, Some(have))
+    });
+    assert_eq!((have, desk.handoff()), (desk.len[&session(0)], handoff), "in the same attempt");
+}
+
+fn interrupt(desk: &mut Desk, request: Option<&str>) -> Reply {
+    let request = request.map(|name| name.parse().unwrap());
+    desk.feed(Input::Interrupt { session: session(0), request, reply: ReplyTo(2) });
+    desk.replies.last().cloned().unwrap()
+}
+
+#[test]
+fn a_turn_that_is_to_end_early_is_answered_once_and_the_next_goes_on() {
+    use crate::session::TurnFault;
+    let mut desk = Desk::new(1, 1, Settings::default());
+    let interrupted = |turn, request: &str| Reply::Interrupted { turn: Turn(turn), request: request.parse().unwrap() };
+    assert_eq!(interrupt(&mut desk, None), Reply::Refused(Failure::UnknownTurn), "none runs");
+    assert!(matches!(interrupt(&mut desk, Some("first")), Reply::Answer { turn: Turn(0), .. }));
+    for request in ["second", "third", "fourth"] {
+        desk.ask(0, request);
+    }
+    assert_eq!(interrupt(&mut desk, Some("unheard")), Reply::Refused(Failure::UnknownTurn));
+    // One that waits ends when it comes up; the agent is only told of the one that it runs.
+    assert_eq!(interrupt(&mut desk, Some("third")), interrupted(2, "third"));
+    assert_eq!(desk.ends, []);
+    for _ in 0..2 {
+        assert_eq!(interrupt(&mut desk, None), interrupted(1, "second"));
+    }
+    assert_eq!(desk.ends, [(session(0), Turn(1)), (session(0), Turn(1))]);
+    let outcome = crate::session::Outcome::Failed { fault: TurnFault::Interrupted, message: String::new() };
+    let ended = || Input::Ended {
+        session: session(0),
+        epoch: Epoch(1),
+        turn: Turn(1),
+        outcome: outcome.clone(),
+        notes: Vec::new(),
+        at_us: 0,
+    };
+    desk.feed(ended());
+    desk.feed(ended());
+    assert_eq!(desk.faults, [(Turn(1), TurnFault::Interrupted), (Turn(2), TurnFault::Interrupted)]);
+    assert_eq!(desk.runs.iter().map(|(_, turn)| turn.0).collect::<Vec<_>>(), [0, 1, 3], "the third never begins");
+    for request in ["second", "third"] {
+        assert!(matches!(interrupt(&mut desk, Some(request)), Reply::Answer { .. }));
+    }
+    desk.answer(0, 3);
+    assert_eq!(desk.faults.len(), 2);
+}
+
+#[test]
+fn a_turn_of_a_session_that_leaves_is_ended_where_it_is_or_where_it_goes() {
+    let mut desk = Desk::new(1, 1, Settings::default());
+    desk.ask(0, "second");
+    desk.go(Some(node(1)));
+    let handoff = desk.handoff();
+    let from = node(1);
+    let len = desk.len[&session(0)];
+    desk.feed(Input::Message { from: from.clone(), message: Message::Accept { handoff, have: len, taken: Some(len) } });
+    assert!(matches!(interrupt(&mut desk, None), Reply::Interrupted { .. }), "it waits for this turn to end");
+    desk.answer(0, 1);
+    let len = desk.len[&session(0)];
+    desk.feed(Input::Message { from: from.clone(), message: Message::Received { handoff, len, again: false } });
+    assert!(matches!(desk.sent.last(), Some((_, Message::Offer { .. }))));
+    // From here on the turn is none of this node's.
+    desk.ask(0, "third");
+    assert_eq!(interrupt(&mut desk, Some("third")), Reply::Retry);
+    desk.feed(Input::Message { from, message: Message::Committed { handoff, epoch: Epoch(2) } });
+    assert!(matches!(interrupt(&mut desk, Some("third")), Reply::Redirect(record) if record.owner.node == node(1)));
 }

@@ -35,8 +35,8 @@ struct Inner {
     kept: VecDeque<Arc<Told>>,
     sessions: HashMap<SessionId, VecDeque<(u64, String)>>,
     order: VecDeque<SessionId>,
-    /// Where each session that leaves is bound for, and why.
-    leaving: BTreeMap<SessionId, (NodeId, Why)>,
+    /// In which epoch each session that leaves set out, and why.
+    leaving: BTreeMap<SessionId, (u64, Why)>,
 }
 
 /// The events of this node. Cheap to clone.
@@ -94,7 +94,7 @@ impl Events {
             Event::NotMoved { session, error } => (session, format!("it was to move and did not: {}", say(error))),
             Event::Started { handoff, session, to, epoch, why } => {
                 info!(session_id = %session, handoff = %handoff, to = %to, epoch = epoch.0, why = why_name(*why), "handoff started");
-                inner.leaving.insert(session.clone(), (to.clone(), *why));
+                inner.leaving.insert(session.clone(), (epoch.0, *why));
                 let operation = self.operation(session, &handoff.to_string(), to, epoch.0, *why);
                 inner.publish("HandoffStarted", operation);
                 (session, format!("it sets out for {to} because of {} (handoff {handoff})", why_name(*why)))
@@ -113,11 +113,10 @@ impl Events {
                 inner.publish("HandoffCompleted", data);
                 (session, format!("it arrived at {to} as epoch {epoch} after {} ms", total.as_millis()))
             }
-            Event::Failed { handoff, session, error, attempts } => {
-                let (to, why) =
-                    inner.leaving.remove(session).unwrap_or_else(|| (NodeId::new("unknown"), Why::Operator));
-                warn!(session_id = %session, handoff = %handoff, attempts, error = say(error), "handoff failed");
-                let mut data = self.operation(session, &handoff.to_string(), &to, 0, why);
+            Event::Failed { handoff, session, to, error, attempts } => {
+                let (epoch, why) = inner.leaving.remove(session).unwrap_or((0, Why::Operator));
+                warn!(session_id = %session, handoff = %handoff, to = %to, attempts, error = say(error), "handoff failed");
+                let mut data = self.operation(session, &handoff.to_string(), to, epoch, why);
                 data["error"] = json!({ "code": code(error), "message": say(error), "attempts": attempts });
                 inner.publish("HandoffFailed", data);
                 (session, format!("handoff {handoff} failed: {}", say(error)))
@@ -179,6 +178,7 @@ pub(crate) fn why_name(why: Why) -> &'static str {
 pub(crate) fn code(failure: &Failure) -> &'static str {
     match failure {
         Failure::UnknownSession => "unknown_session",
+        Failure::UnknownTurn => "unknown_turn",
         Failure::SessionClosed => "session_closed",
         Failure::SessionFull => "session_full",
         Failure::TooLong => "too_long",
@@ -197,6 +197,7 @@ pub(crate) fn code(failure: &Failure) -> &'static str {
 pub(crate) fn say(failure: &Failure) -> String {
     match failure {
         Failure::UnknownSession => "there is no such session".to_owned(),
+        Failure::UnknownTurn => "the session has no such turn, or none that runs".to_owned(),
         Failure::SessionClosed => "the session has ended".to_owned(),
         Failure::SessionFull => "the session has as many turns or bytes as one may have; begin another".to_owned(),
         Failure::TooLong => "the prompt is too long".to_owned(),
@@ -254,5 +255,16 @@ mod tests {
         assert_eq!((&told[1].data["result"]["frozen_us"], &told[1].data["to"]), (&json!(3000), &json!("s/1")));
         assert_eq!(events.after(1).len(), 1);
         assert_eq!(events.of(&session).len(), 3);
+
+        let (to, why) = (NodeId::new("s/2"), Why::Load);
+        events.add(&Event::Started { handoff, session: session.clone(), to: NodeId::new("s/1"), epoch: Epoch(2), why });
+        let error = Failure::Silent;
+        events.add(&Event::Failed { handoff, session, to, error, attempts: 3 });
+        let failed = &events.after(3)[0];
+        assert_eq!(
+            (failed.name, &failed.data["reason"], &failed.data["epoch"]),
+            ("HandoffFailed", &json!("load"), &json!(2))
+        );
+        assert_eq!((&failed.data["to"], &failed.data["error"]["code"]), (&json!("s/2"), &json!("silent")));
     }
 }

@@ -15,6 +15,7 @@ mod disk;
 mod drain;
 mod ear;
 mod events;
+mod interrupt;
 mod links;
 mod members;
 mod ops;
@@ -249,6 +250,7 @@ impl Shell {
                 None
             }),
             Effect::Run { session, epoch, turn, again } => self.host.run(&session, epoch, turn, again),
+            Effect::Interrupt { session, epoch, turn } => self.host.interrupt(&session, epoch, turn),
             Effect::Call { session, epoch, call } => self.host.call(&session, epoch, call),
             Effect::Resume { session, epoch, call } => self.host.resume(&session, epoch, call),
             Effect::Stop { session, epoch } => self.host.stop(&session, epoch),

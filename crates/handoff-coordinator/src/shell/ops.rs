@@ -3,8 +3,9 @@
 use drover_proto::handoff::handoff_service_server::{HandoffService, HandoffServiceServer};
 use drover_proto::handoff::{
     CloseRequest, CloseResponse, DrainRequest, DrainResponse, ExplainRequest, ExplainResponse, GetSessionRequest,
-    GetSessionResponse, GetStatusRequest, GetStatusResponse, HandoffRequest, HandoffResponse, ListSessionsRequest,
-    ListSessionsResponse, SendRequest, SendResponse, WatchEventsRequest, WatchEventsResponse,
+    GetSessionResponse, GetStatusRequest, GetStatusResponse, HandoffRequest, HandoffResponse, InterruptRequest,
+    InterruptResponse, ListSessionsRequest, ListSessionsResponse, SendRequest, SendResponse, WatchEventsRequest,
+    WatchEventsResponse,
 };
 use drover_proto::status_of;
 use drover_service::MAX_MESSAGE_BYTES;
@@ -18,7 +19,7 @@ use tracing::{Instrument as _, debug_span};
 use super::Shell;
 use super::ear::Ear;
 use super::route::{Route, Wanted};
-use super::{drain, sessions};
+use super::{drain, interrupt, sessions};
 
 /// Events that may wait for a slow reader.
 const EARS: usize = 64;
@@ -63,6 +64,14 @@ impl HandoffService for Door {
         let span = debug_span!("session_turn", session_id = %wanted.session, request_id = %wanted.request);
         self.shell.ctx.spawn("turn", Route::new(&self.shell, wanted, ear).follow().instrument(span));
         Ok(Response::new(heard))
+    }
+
+    async fn interrupt(&self, request: Request<InterruptRequest>) -> Answer<InterruptResponse> {
+        let InterruptRequest { session_id, request_id } = request.into_inner();
+        let session = session_of(&session_id)?;
+        let invalid = |error: drover_types::IdError| failed(Failure::new(ErrorCode::InvalidRequest, error.to_string()));
+        let turn = if request_id.is_empty() { None } else { Some(request_id.parse().map_err(invalid)?) };
+        Ok(Response::new(interrupt::interrupt(&self.shell, session, turn).await.map_err(failed)?))
     }
 
     async fn close(&self, request: Request<CloseRequest>) -> Answer<CloseResponse> {

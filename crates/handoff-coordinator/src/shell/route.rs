@@ -206,7 +206,11 @@ impl Route {
             )
             .hint("`drover members` shows what each can do; the agent echo is always there"));
         }
-        Ok(placed.into_iter().find(|node| !self.passed_over.contains(node)))
+        // A node's own session belongs to it, also when it is first talked to through another door.
+        let home = drover_worker::home_of(&self.wanted.session);
+        let at_home = |node: &&NodeId| home.as_deref() == Some(node.as_str());
+        let mut free = placed.iter().filter(|node| !self.passed_over.contains(*node));
+        Ok(free.clone().find(at_home).or_else(|| free.next()).cloned())
     }
 
     /// Asks this node's own core.
@@ -258,6 +262,7 @@ impl Route {
                 }
                 Heard::Reply(Reply::Retry) | Heard::Nothing => return Tried::Again,
                 Heard::Reply(Reply::Refused(why)) => return Tried::Failed(failure(&why)),
+                Heard::Reply(Reply::Interrupted { .. }) => {}
                 Heard::Reply(Reply::Closed) => return Tried::Failed(failure(&Why::SessionClosed)),
             }
         }
@@ -453,6 +458,7 @@ pub(crate) fn failure(why: &Why) -> Failure {
             "open it by sending to it with an agent; `drover sessions` lists those that are open",
         ),
         Why::SessionClosed | Why::SessionFull => (ErrorCode::SessionOver, "begin another session"),
+        Why::UnknownTurn => (ErrorCode::InvalidRequest, "`drover sessions SESSION` shows its turns"),
         Why::TooLong => (ErrorCode::InvalidRequest, "shorten it"),
         Why::NobodyTook(Some(Rejection::Leaving)) => {
             (ErrorCode::BackendUnavailable, "this node is to be empty; ask another one under the same request id")

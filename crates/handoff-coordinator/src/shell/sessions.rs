@@ -177,7 +177,7 @@ fn fill(found: &mut GetSessionResponse, state: SessionState, last: usize) {
 }
 
 /// The node that owns a session, when it is another that can be asked.
-async fn other_owner(shell: &Shell, session: &SessionId) -> Result<Option<NodeId>, Failure> {
+pub(super) async fn other_owner(shell: &Shell, session: &SessionId) -> Result<Option<NodeId>, Failure> {
     let record = newest(shell, session).await?.ok_or_else(|| failure(&Why::UnknownSession))?;
     if record.cause == Cause::Closed {
         return Err(failure(&Why::SessionClosed));
@@ -235,9 +235,17 @@ pub(crate) async fn hand_over(shell: &Shell, session: SessionId, to: String) -> 
         if to == shell.me.node.as_str() {
             return Err(failed(Failure::new(ErrorCode::InvalidRequest, format!("the session is on {to} already"))));
         }
-        if !to.is_empty() && shell.view.addr(&NodeId::new(&to)).is_none() {
-            let failure = Failure::new(ErrorCode::InvalidRequest, format!("no node {to:?} takes sessions"));
-            return Err(failed(failure.hint("`drover members` lists the nodes")));
+        if !to.is_empty() {
+            let node = NodeId::new(&to);
+            let why = match shell.view.addr(&node) {
+                _ if shell.view.is_gone(&node) => format!("{to} is gone"),
+                None => format!("no node {to:?} takes sessions"),
+                Some(_) => String::new(),
+            };
+            if !why.is_empty() {
+                let failure = Failure::new(ErrorCode::InvalidRequest, why);
+                return Err(failed(failure.hint("`drover members` lists the nodes")));
+            }
         }
         let mut events = shell.events.listen();
         let target = (!to.is_empty()).then(|| NodeId::new(&to));

@@ -88,7 +88,7 @@ pub(crate) fn encode(message: Message) -> TellRequest {
             capabilities: needs.capabilities.into_iter().collect(),
             fresh,
         }),
-        Message::Accept { have, .. } => Wire::Accept(pb::Accept { have }),
+        Message::Accept { have, taken, .. } => Wire::Accept(pb::Accept { have, taken }),
         Message::Reject { why, .. } => Wire::Reject(pb::Reject { reason: why.as_str().to_owned() }),
         Message::Chunk { offset, bytes, .. } => return chunk(handoff, offset, bytes),
         Message::Received { len, again, .. } => Wire::Received(pb::Received { len, again }),
@@ -123,7 +123,7 @@ pub(crate) fn decode(request: TellRequest) -> Result<Said, WireError> {
             needs: Needs { capabilities: prepare.capabilities.into_iter().collect() },
             fresh: prepare.fresh,
         },
-        Wire::Accept(accept) => Message::Accept { handoff, have: accept.have },
+        Wire::Accept(accept) => Message::Accept { handoff, have: accept.have, taken: accept.taken },
         Wire::Reject(reject) => {
             // A reason of a later version is one all the same: another node may take it.
             let why = REJECTIONS.into_iter().find(|why| why.as_str() == reject.reason);
@@ -199,7 +199,8 @@ mod tests {
                 needs,
                 fresh: true,
             },
-            Message::Accept { handoff, have: 5 },
+            Message::Accept { handoff, have: 5, taken: Some(7) },
+            Message::Accept { handoff, have: 5, taken: None },
             Message::Chunk { handoff, offset: 5, bytes: "abc".into() },
             Message::Received { handoff, len: 8, again: true },
             Message::Offer { handoff, epoch: Epoch(3), len: 8, digest: Digest([7; 32]) },

@@ -71,6 +71,23 @@ impl HandoffService for SessionDoors {
         done(taken, answer).await
     }
 
+    async fn interrupt(
+        &self,
+        request: Request<pb::InterruptRequest>,
+    ) -> Result<Response<pb::InterruptResponse>, Status> {
+        let mut asked = Map::new();
+        put(&mut asked, "session_id", &request.get_ref().session_id);
+        put(&mut asked, "request_id", &request.get_ref().request_id);
+        let taken = self.take("session_interrupt", INJECT, &request, asked).await?;
+        let request = request.into_inner();
+        let call = |mut door: Client| {
+            let request = request.clone();
+            async move { door.interrupt(request).await.map(Response::into_inner) }
+        };
+        let answer = self.inner.slow(&request.session_id, call).await;
+        done(taken, answer).await
+    }
+
     async fn close(&self, request: Request<pb::CloseRequest>) -> Result<Response<pb::CloseResponse>, Status> {
         let mut asked = Map::new();
         put(&mut asked, "session_id", &request.get_ref().session_id);

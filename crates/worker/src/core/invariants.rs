@@ -269,7 +269,10 @@ impl World {
                                 refused.push(AgentEvent::SteerRefused { injection, prompt });
                             }
                         }
-                        AgentCommand::Interrupt { .. } | AgentCommand::Answer { .. } | AgentCommand::Stop => {}
+                        AgentCommand::Interrupt { .. }
+                        | AgentCommand::Leave { .. }
+                        | AgentCommand::Answer { .. }
+                        | AgentCommand::Stop => {}
                     }
                 }
                 Effect::Exit(_) => {

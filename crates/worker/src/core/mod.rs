@@ -369,7 +369,7 @@ impl Core {
             Timer::Approval(id) => self.approval_timed_out(&id, out),
             Timer::DrainGrace => {
                 if let Some(turn) = &mut self.turn {
-                    turn.interrupt(out);
+                    turn.leave(out);
                     out.push(Effect::SetTimer(Timer::InterruptGrace, now + WorkerConfig::INTERRUPT_GRACE));
                 }
             }

@@ -123,6 +123,7 @@ fn word(effect: &Effect) -> String {
         Effect::Agent(AgentCommand::Begin { injection, .. }) => format!(">begin({injection})"),
         Effect::Agent(AgentCommand::Steer { injection, into, .. }) => format!(">steer({injection},{into})"),
         Effect::Agent(AgentCommand::Interrupt { injection }) => format!(">interrupt({injection})"),
+        Effect::Agent(AgentCommand::Leave { injection }) => format!(">leave({injection})"),
         Effect::Agent(AgentCommand::Answer { approval_id, approved, .. }) => {
             format!(">answer({approval_id},{approved})")
         }
@@ -309,7 +310,7 @@ fn a_drain_gives_the_running_turn_its_grace_and_leaves_the_queue() {
     rig.inject("a").inject("b").input(Input::Drain { reason: "signal".into() });
     assert_eq!(rig.did(), "set(DrainGrace)");
     rig.inject("c").input(Input::Timer(Timer::DrainGrace));
-    assert_eq!(rig.did(), ">interrupt(a) set(InterruptGrace)");
+    assert_eq!(rig.did(), ">leave(a) set(InterruptGrace)");
     rig.input(Input::Timer(Timer::InterruptGrace));
     assert_eq!(
         rig.did(),

@@ -59,6 +59,14 @@ impl Turn {
             out.push(Effect::Agent(AgentCommand::Interrupt { injection: self.id.clone() }));
         }
     }
+
+    /// Tells the agent that the node ends, unless it is ending the turn already.
+    pub(super) fn leave(&mut self, out: &mut Vec<Effect>) {
+        if !self.interrupting {
+            self.interrupting = true;
+            out.push(Effect::Agent(AgentCommand::Leave { injection: self.id.clone() }));
+        }
+    }
 }
 
 impl Core {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use drover_handoff::core::{Cause, ClaimOutcome, Effect, Event, Input, Message, NodeId, Reserved};
+use drover_handoff::session::{Outcome, TurnFault};
 use rand::Rng as _;
 
 use super::super::shared::Missing;
@@ -90,6 +91,15 @@ impl World {
                 let agent = Agent { life: self.lives, epoch, turn, step: 0 };
                 self.nodes[node].agents.insert(session.clone(), agent);
                 self.schedule_agent(node, &session);
+            }
+            Effect::Interrupt { session, epoch, turn } => {
+                let agents = &mut self.nodes[node].agents;
+                if agents.get(&session).is_some_and(|agent| (agent.epoch, agent.turn) == (epoch, turn)) {
+                    agents.remove(&session);
+                    let outcome = Outcome::Failed { fault: TurnFault::Interrupted, message: owner.to_string() };
+                    let ended = Input::Ended { session, epoch, turn, outcome, notes: Vec::new(), at_us: 0 };
+                    self.later(node, 100..5_000, ended);
+                }
             }
             Effect::Call { session, epoch, call } => {
                 self.judge.acts(&session, epoch, &owner);

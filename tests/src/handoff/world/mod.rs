@@ -189,6 +189,21 @@ impl World {
         self.schedule(Duration::ZERO, Happening::Input { node, start, input });
     }
 
+    /// Asks the node that serves a session, or another one, to end one of its turns early: one that a client waits for, or whichever runs.
+    pub fn interrupt(&mut self, node: usize, session: &SessionId) {
+        let node = self.server(session).filter(|_| self.rng.random_bool(0.9)).unwrap_or(node);
+        let of = self.clients.iter().filter(|client| client.session == *session);
+        let pending: Vec<RequestId> =
+            of.flat_map(|client| client.pending.iter().map(|pending| pending.request.clone())).collect();
+        let request = match pending.len() {
+            0 => None,
+            all => Some(pending[self.rng.random_range(0..all)].clone()).filter(|_| self.rng.random_bool(0.7)),
+        };
+        let (session, start) = (session.clone(), self.nodes[node].start);
+        let input = Input::Interrupt { session, request, reply: ReplyTo(u64::MAX) };
+        self.schedule(Duration::ZERO, Happening::Input { node, start, input });
+    }
+
     fn tell_peers(&mut self) {
         for node in 0..self.nodes.len() {
             if self.nodes[node].process != Process::Running {

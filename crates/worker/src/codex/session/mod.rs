@@ -314,7 +314,9 @@ impl Session {
                 }
             }
             AgentCommand::Steer { injection, into, prompt } => self.steer(now, injection, &into, prompt),
-            AgentCommand::Interrupt { injection } => self.interrupt(now, &injection),
+            AgentCommand::Interrupt { injection } | AgentCommand::Leave { injection } => {
+                self.interrupt(now, &injection);
+            }
             AgentCommand::Answer { approval_id, call_id, approved, decision } => {
                 let found = self.questions.iter().position(|question| question.approval_id == approval_id);
                 let found = found.or_else(|| self.questions.iter().position(|question| question.call_id == call_id));
