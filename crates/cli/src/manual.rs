@@ -24,10 +24,7 @@ fn pages() -> Vec<(String, String)> {
     let mut root = Cli::command();
     root.build();
     let mut pages = vec![("drover".to_owned(), page("drover", &root))];
-    for command in root.get_subcommands().filter(|command| !command.is_hide_set()) {
-        let name = format!("drover-{}", command.get_name());
-        pages.push((name.clone(), page(&name, command)));
-    }
+    add_commands_of(&root, "drover", &mut pages);
     for daemon in daemons::ALL {
         let name = format!("drover-{}", daemon.name);
         let mut command = (daemon.command)();
@@ -35,6 +32,15 @@ fn pages() -> Vec<(String, String)> {
         pages.push((name.clone(), page(&name, &command)));
     }
     pages
+}
+
+/// A page for each command of a command, and for theirs: `drover-pki-issue` is `drover pki issue`.
+fn add_commands_of(command: &Command, name: &str, pages: &mut Vec<(String, String)>) {
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+        let name = format!("{name}-{}", sub.get_name());
+        pages.push((name.clone(), page(&name, sub)));
+        add_commands_of(sub, &name, pages);
+    }
 }
 
 fn page(name: &str, command: &Command) -> String {
@@ -123,7 +129,7 @@ mod tests {
         let pages = pages();
         let dir = tempfile::tempdir().unwrap();
         write(dir.path()).unwrap();
-        for name in ["drover", "drover-launch", "drover-dispatch", "drover-router", "drover-worker"] {
+        for name in ["drover", "drover-launch", "drover-pki", "drover-pki-issue", "drover-router", "drover-worker"] {
             let (_, page) = pages.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("no {name}"));
             assert!(page.starts_with(&format!(".TH {} 1", name.to_uppercase().replace('-', "\\-"))), "{page}");
             assert!(dir.path().join(format!("{name}.1")).is_file());

@@ -1,8 +1,8 @@
 //! Static binaries and what belongs to them, in a tarball and in a Debian package: what an operator installs.
 //!
 //! ```text
-//! cargo build (musl) ──> pack.rs: the tree as it will lie below the prefix ──> tar, sums, SBOM ──> tried out as a user would
-//!                                                                       └──> cargo-deb, when it is there
+//! cargo build (musl) ──> pack.rs: the tree as it will lie below the prefix ──> tar, sums, SBOM ──> tried out as a user would,
+//!                                                                       └──> cargo-deb, when it is there ──> and on a fresh Debian
 //! ```
 
 use std::fs;
@@ -48,7 +48,8 @@ pub(crate) fn run(ready: Option<Ready>) -> anyhow::Result<()> {
     let archive = tree.pack(&built, Daemons::Files(&names(&programs)), TRIPLE)?;
     try_out(&tree, &programs)?;
     eprintln!("xtask: {}", archive.display());
-    debian(&tree)
+    let package = debian(&tree)?;
+    fresh_debian(&archive, package.as_deref())
 }
 
 fn names(programs: &[(String, String)]) -> Vec<&str> {
@@ -56,23 +57,24 @@ fn names(programs: &[(String, String)]) -> Vec<&str> {
 }
 
 /// A Debian package of the same tree. What goes where stands beside the command line's manifest.
-fn debian(tree: &Tree) -> anyhow::Result<()> {
+fn debian(tree: &Tree) -> anyhow::Result<Option<PathBuf>> {
     if !has("cargo", &["deb", "--version"]) {
         eprintln!("xtask: cargo-deb is not installed, no Debian package is made (cargo install cargo-deb)");
-        return Ok(());
+        return Ok(None);
     }
-    // cargo-deb wants fixed names.
-    let stage = target().join("dist-deb");
-    if stage.exists() {
-        fs::remove_dir_all(&stage)?;
+    // cargo-deb wants fixed names, wherever cargo builds.
+    let stage = root().join("target/dist-deb");
+    fs::create_dir_all(stage.parent().unwrap_or(&stage))?;
+    if stage.is_symlink() {
+        fs::remove_file(&stage)?;
     }
-    fs::rename(tree.dir(), &stage)?;
+    std::os::unix::fs::symlink(tree.dir(), &stage)?;
     pack::compress_manuals(&stage)?;
     let package = tree.out.join(format!("drover_{VERSION}_amd64.deb"));
     let made = cargo(&["deb", "--package", "drover-cli", "--no-build", "--no-strip", "--target", TRIPLE, "--output"])
         .arg(&package)
         .run();
-    fs::rename(&stage, tree.dir())?;
+    fs::remove_file(&stage)?;
     made?;
     let inside = program("dpkg-deb", &["--contents"]).arg(&package).read()?;
     for wanted in
@@ -84,7 +86,22 @@ fn debian(tree: &Tree) -> anyhow::Result<()> {
     }
     pack::sum(&tree.out, &package.file_name().unwrap_or_default().to_string_lossy())?;
     eprintln!("xtask: {}", package.display());
-    Ok(())
+    Ok(Some(package))
+}
+
+/// Installs, uses and removes them on a Debian that has nothing else.
+fn fresh_debian(archive: &Path, package: Option<&Path>) -> anyhow::Result<()> {
+    if !has("sh", &["-c", "test $(id -u) = 0 && command -v debootstrap"]) {
+        eprintln!(
+            "xtask: only root with debootstrap can try them on a fresh Debian, so that is left out (deploy/install/try)"
+        );
+        return Ok(());
+    }
+    let mut attempt = program(root().join("deploy/install/try"), &[archive]).env("FRESH", target().join("debian.tar"));
+    if let Some(package) = package {
+        attempt = attempt.arg("--package").arg(package);
+    }
+    attempt.run()
 }
 
 /// Unpacks the archive as its users will, and runs what is in it: every program says its version, and the tour is made.

@@ -56,7 +56,7 @@ enum Chore {
         /// Of `slurm`: only this fault; may be given several times
         #[arg(long)]
         fault: Vec<String>,
-        /// Of `upgrade`: the commit to come from; the newest tag when not given
+        /// Of `upgrade`: the commit to come from; the newest tag when not given, or the commit before this one
         #[arg(long, value_name = "COMMIT")]
         from: Option<String>,
     },

@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
-use crate::shell::{cargo, program, target};
+use crate::shell::{cargo, has, program, target};
 
 /// Figures that exist: the name is the argument of the program `bench`.
 const BENCHES: &[(&str, &str)] = &[
@@ -158,11 +158,11 @@ pub(crate) fn chaos(
 fn earlier(from: Option<&str>) -> anyhow::Result<PathBuf> {
     let commit = match from {
         Some(commit) => commit.to_owned(),
-        None => program("git", &["describe", "--tags", "--abbrev=0"])
-            .read()
-            .context("there is no tag to come from: name a commit with --from")?
-            .trim()
-            .to_owned(),
+        // The last release; before there is one, whatever was before this commit.
+        None if has("git", &["describe", "--tags", "--abbrev=0"]) => {
+            program("git", &["describe", "--tags", "--abbrev=0"]).read()?.trim().to_owned()
+        }
+        None => "HEAD~1".to_owned(),
     };
     let place = target().join("upgrade");
     let (tree, built) = (place.join("tree"), place.join("target"));
@@ -170,7 +170,7 @@ fn earlier(from: Option<&str>) -> anyhow::Result<PathBuf> {
     if tree.exists() {
         drop_tree()?;
     }
-    program("git", &["worktree", "add", "--detach"]).arg(&tree).arg(&commit).run()?;
+    program("git", &["worktree", "add", "--quiet", "--detach"]).arg(&tree).arg(&commit).run()?;
     let outcome = cargo(&["build", "--release", "--locked", "--package", "drover-cli"])
         .env("CARGO_TARGET_DIR", &built)
         .within(&tree)
