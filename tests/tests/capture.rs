@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, ok};
+use drover_e2e::sure::must;
 use drover_proto::membership::membership_service_client::MembershipServiceClient;
 use drover_proto::membership::{ListMembersRequest, MemberState};
 use drover_service::pki::Authority;
@@ -32,10 +33,6 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const EVERY_PROTOCOL: u32 = 0x0003_u16.to_be() as u32;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();

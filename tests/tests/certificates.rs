@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, ok};
+use drover_e2e::sure::must;
 use drover_proto::handoff::GetStatusRequest;
 use drover_proto::handoff::handoff_service_client::HandoffServiceClient;
 use drover_service::pki::{Authority, Identity, IdentityHandle};
@@ -15,10 +16,6 @@ use drover_testkit::cluster::{Cluster, scratch_dir};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// A daemon that takes nodes.
 #[derive(Debug)]

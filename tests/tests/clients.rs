@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use drover_e2e::sure::must;
 use drover_service::{StateDir, address_book, process};
 use drover_testkit::cluster::{Cluster, processes_of, program, scratch_dir, signal};
 use drover_testkit::emulate::{
@@ -24,10 +25,6 @@ use tokio::io::AsyncReadExt as _;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Text that small chunks cut in the middle of its characters.
 const GREETING: &str = "Grüße, 世界 🙂";
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// Checks until it holds.
 async fn until(what: &str, mut done: impl FnMut() -> bool) {

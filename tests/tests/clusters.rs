@@ -10,9 +10,9 @@ mod support;
 
 use std::fs;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok};
+use drover_e2e::sure::{must, wait_for};
 use drover_ssh::{Command, Remote as _};
 use drover_testkit::cluster::{Cluster, program, scratch_dir};
 use drover_testkit::fake_slurm::{FakeSlurm, Plan};
@@ -21,21 +21,6 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{Sshd, signal};
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(90);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within 90 s");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
 
 /// An instance that uses both. The fields end in this order: the instance first.
 struct Sites {

@@ -1,28 +1,14 @@
 //! The real Codex CLI through the whole of drover, against a mock of the Responses API that checks every request.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use drover_e2e::cli::{json, json_lines, ok, run};
+use drover_e2e::sure::{must, wait_for};
 use drover_testkit::cluster::{Cluster, scratch_dir, signal};
 use drover_testkit::codex::codex_bin;
 use drover_testkit::mock_responses::{MockResponses, codex_config};
 use rustix::process::Signal;
 use serde_json::Value;
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within 20 s");
-        std::thread::sleep(Duration::from_millis(30));
-    }
-}
 
 /// A settings directory that has codex talk to the mock.
 fn codex_home(mock: &MockResponses) -> tempfile::TempDir {

@@ -5,15 +5,12 @@ use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{Ran, json, json_lines, ok, run};
 use drover_e2e::mounts::LoopDisk;
+use drover_e2e::sure::must;
 use drover_testkit::cluster::{Cluster, processes_of, signal};
 use drover_testkit::{skip, this_test};
 use rusqlite::OpenFlags;
 use rustix::process::Signal;
 use serde_json::Value;
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 fn events_of(cluster: &Cluster) -> Vec<Value> {
     must(json_lines(cluster, &["events", "--since", "0", "--json"]))

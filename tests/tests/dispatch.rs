@@ -10,6 +10,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok, run};
+use drover_e2e::sure::must;
 use drover_service::address_book;
 use drover_service::process::{self, ProcessId};
 use drover_testkit::cluster::{Cluster, signal};
@@ -20,10 +21,6 @@ use serde_json::Value;
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_mins(1);
 const DISPATCHER: &str = "llm-dispatcher";
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// Asks until there is an answer.
 fn until<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -> T {

@@ -7,15 +7,12 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 
 use drover_e2e::cli::{Ran, run};
+use drover_e2e::sure::must;
 use drover_testkit::cluster::Cluster;
 use drover_testkit::mock_llm::{MockLlm, Settings};
 use serde_json::{Value, json};
 
 const KEY: &str = "k-e-y-that-must-not-show";
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// An instance with these settings of `node_scaling`.
 fn scaling(settings: &str) -> Cluster {

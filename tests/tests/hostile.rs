@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use drover_e2e::cli::{ok, run};
+use drover_e2e::sure::must;
 use drover_proto::common::{LaunchSpec, SkillFile};
 use drover_proto::failure_of;
 use drover_proto::router::launch_swarm_response::Step;
@@ -24,10 +25,6 @@ use serde_json::{Map, Value, json};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A file of this name is what a shell would leave behind.
 const CANARY: &str = "pwned";
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// What a shell or we ourselves could take for something else than a value.
 fn hostile(dir: &Path) -> Vec<String> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, ok, run};
 use drover_e2e::stage::Stage;
+use drover_e2e::sure::must;
 use drover_proto::common::LaunchSpec;
 use drover_proto::router::launch_swarm_response::Step;
 use drover_proto::router::{
@@ -24,10 +25,6 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// nothing does. Answered one by one from memory they take a tenth.
 const ROUNDS: usize = 100;
 const PROMPTLY: Duration = Duration::from_secs(10);
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// A process held still; it goes on when this is dropped, so that a failed test can end it in order.
 struct Held(u32);

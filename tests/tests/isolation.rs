@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use drover_e2e::stage::{Player, Stage};
+use drover_e2e::sure::must;
 use drover_proto::router::{Event, WatchEventsRequest};
 use drover_testkit::cluster::RouterClient;
 use drover_testkit::emulate::{Connection, command, id_of};
@@ -22,10 +23,6 @@ const ROUNDS: usize = 3;
 /// Every approval of every node of every swarm is about this call.
 const CALL: &str = "call-1";
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// An event, whichever way it came.
 #[derive(Debug)]

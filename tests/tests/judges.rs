@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{Ran, json_lines, ok, run};
+use drover_e2e::sure::must;
 use drover_service::address_book;
 use drover_testkit::cluster::Cluster;
 use drover_testkit::codex::repository_root;
@@ -17,10 +18,6 @@ use serde_json::{Value, json};
 
 const DISPATCHER: &str = "llm-dispatcher";
 const PATIENCE: Duration = Duration::from_mins(1);
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 fn skip(why: &str) {
     drover_testkit::skip(&drover_testkit::this_test(), why);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use drover_e2e::cli::{json, json_lines, ok, run};
+use drover_e2e::sure::{must, wait_for};
 use drover_proto::common::LaunchSpec;
 use drover_proto::handoff::handoff_service_client::HandoffServiceClient;
 use drover_proto::handoff::{OpenSession, SendRequest};
@@ -17,21 +18,6 @@ use drover_proto::router::launch_swarm_response::Step;
 use drover_proto::router::{InjectRequest, LaunchSwarmRequest};
 use drover_testkit::cluster::{Cluster, program};
 use serde_json::Value;
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within 20 s");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 /// Ports that were free a moment ago.
 fn free_ports<const N: usize>() -> [SocketAddr; N] {

@@ -6,24 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok};
+use drover_e2e::sure::{must, wait_until};
 use drover_proto::router::terminate_swarm_response::Step;
 use drover_proto::router::{GetInfoRequest, InjectRequest, InjectionState, TerminateSwarmRequest, WatchEventsRequest};
 use drover_service::process;
 use drover_testkit::cluster::{Cluster, end, program, router, scratch_dir, signal, wait_ready};
 use rustix::process::Signal;
 use serde_json::Value;
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}: not within 30 s");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 fn launch(cluster: &Cluster, nodes: &str, more: &[&str]) -> Value {
     let args = [&["launch", "--nodes", nodes, "--agent", "echo", "--detach", "--json"], more].concat();
@@ -74,7 +63,7 @@ async fn a_time_limit_ends_a_swarm_on_this_machine_whatever_dies_meanwhile() {
     let allocator = cluster.daemon("slurm-allocator").unwrap();
     signal(allocator.pid, Signal::KILL).unwrap();
     let status = || must(json(&cluster, &["status", &swarm, "--json"]));
-    wait_for("the end of the swarm", || {
+    wait_until("the end of the swarm", || {
         let over = status()["status"] == "terminated";
         assert!(!over || began.elapsed() >= Duration::from_secs(5), "it ended before its time");
         over
@@ -95,7 +84,7 @@ async fn a_time_limit_ends_a_swarm_on_this_machine_whatever_dies_meanwhile() {
     let byes = events(&cluster, &swarm, "worker_bye");
     assert_eq!(byes.len(), 2, "{byes:?}");
     assert!(byes.iter().all(|bye| bye["data"]["reason"].as_str().is_some_and(|reason| !reason.is_empty())), "{byes:?}");
-    wait_for("the end of the workers", || pids.iter().all(|&pid| process::of(pid).is_none()));
+    wait_until("the end of the workers", || pids.iter().all(|&pid| process::of(pid).is_none()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,12 +124,12 @@ async fn a_turn_is_as_long_as_it_was_however_late_it_is_read() {
     let mut cluster = must(Cluster::start("{}").await);
     let swarm = name(&launch(&cluster, "1", &[]));
     deliver(&cluster, &swarm, &format!("@echo delay={TURN_MS}ms")).await;
-    wait_for("the turn to begin", || events(&cluster, &swarm, "turn_started").len() == 1);
+    wait_until("the turn to begin", || events(&cluster, &swarm, "turn_started").len() == 1);
     must(cluster.down());
     // The turn ends while nobody reads, and is read long after.
     tokio::time::sleep(Duration::from_millis(3 * TURN_MS)).await;
     must(cluster.up().await);
-    wait_for("the end of the turn", || !events(&cluster, &swarm, "turn_complete").is_empty());
+    wait_until("the end of the turn", || !events(&cluster, &swarm, "turn_complete").is_empty());
 
     let told = events(&cluster, &swarm, "turn_complete").remove(0);
     assert_eq!(told["data"]["status"], "completed", "{told}");
@@ -185,7 +174,7 @@ async fn a_router_that_is_to_be_a_daemon_brings_its_company_or_says_that_it_has_
     std::fs::hard_link(&beside, &exe).unwrap();
     let state = must(drover_service::StateDir::open(&alone.path().join("state")).map_err(Into::into));
     let mut child = start(&exe, state.path());
-    wait_for("the router", || drover_service::address_book::read(&state, "router").is_some());
+    wait_until("the router", || drover_service::address_book::read(&state, "router").is_some());
     let info = router(&state).get_info(GetInfoRequest {}).await.unwrap().into_inner();
     assert!(!info.allocator_error.is_empty() && !info.follower_error.is_empty(), "{info:?}");
     assert!(wait_ready(&state, Duration::from_millis(100)).await.is_err());

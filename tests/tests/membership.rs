@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok, run};
+use drover_e2e::sure::must;
 use drover_proto::router::ListMembersRequest;
 use drover_service::pki::{Authority, KeyRing};
 use drover_service::process::{self, ProcessId};
@@ -18,10 +19,6 @@ use serde_json::Value;
 const FAST: &str = "swarm: {discovery: {gossip_interval: 200ms, node_timeout: 1s, dead_node_timeout: 10s}}\n";
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// Asks until there is an answer.
 fn until<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -> T {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok};
 use drover_e2e::mounts::{FuseMount, fuse};
+use drover_e2e::sure::must;
 use drover_testkit::cluster::{self, Cluster, program, signal};
 use drover_testkit::{skip, this_test};
 use rustix::process::Signal;
@@ -20,10 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(45);
 
 const NODES: usize = 3;
 const ROUNDS: usize = 4;
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// Every prompt has one acknowledgement, one start and one end; answers are whole.
 fn check_events(events: &[Value], prompts: usize) {

@@ -7,15 +7,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, ok, run};
+use drover_e2e::sure::must;
 use drover_testkit::cluster::Cluster;
 use serde_json::Value;
 
 /// A revoked member is dead to the others after their timeouts, which are those of a real network.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok};
+use drover_e2e::sure::must;
 use drover_testkit::cluster::{Cluster, signal};
 use drover_testkit::codex::codex_bin;
 use drover_testkit::mock_llm::{MockLlm, Settings};
@@ -22,10 +23,6 @@ use tokio::task::JoinSet;
 const PATIENCE: Duration = Duration::from_mins(1);
 /// What the provider wants to be shown. No node may have it.
 const KEY: &str = "the-providers-key";
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::json;
+use drover_e2e::sure::must;
 use drover_proto::failure_of;
 use drover_proto::router::{Event, InjectRequest, WatchEventsRequest, WatchEventsResponse};
 use drover_service::address_book;
@@ -23,10 +24,6 @@ use tonic::Streaming;
 const PATIENCE: Duration = Duration::from_secs(40);
 const KILLS: usize = 20;
 const NODES: u32 = 4;
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

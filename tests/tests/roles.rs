@@ -11,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{Ran, json, json_lines, ok, run};
+use drover_e2e::sure::must;
 use drover_service::address_book;
 use drover_testkit::cluster::{Cluster, program, signal};
 use drover_testkit::emulate::{command, id_of};
@@ -30,10 +31,6 @@ const STRANGER: u32 = 61_007;
 const SPENDER: u32 = 61_008;
 const PROMPT: &str = "the-prompt-that-no-audit-tells";
 const TOKEN: &str = "token-of-the-test-0123456789";
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();

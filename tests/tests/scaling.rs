@@ -13,6 +13,7 @@ use axum::Router;
 use axum::routing::post;
 use bytes::Bytes;
 use drover_e2e::cli::{Ran, json, json_lines, ok, run};
+use drover_e2e::sure::must;
 use drover_testkit::cluster::{Cluster, program};
 use drover_testkit::codex::{codex_bin, repository_root};
 use drover_testkit::mock_llm::{MockLlm, Settings};
@@ -21,10 +22,6 @@ use serde_json::Value;
 
 const KEY: &str = "k-e-y-that-must-not-show";
 const PATIENCE: Duration = Duration::from_mins(1);
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// An instance in a home of its own, without any configuration of a provider.
 fn bare(config: &str) -> Cluster {

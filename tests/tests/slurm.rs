@@ -3,29 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok, run};
+use drover_e2e::sure::{must, wait_for};
 use drover_testkit::cluster::{Cluster, scratch_dir, signal};
 use drover_testkit::fake_slurm::{FakeSlurm, Fault, Kind, Phase, Plan};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_mins(1);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within 60 s");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 /// An instance on the login host of a fake cluster. The fields end in this order: the instance first.
 struct Site {

@@ -5,21 +5,10 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok, run};
+use drover_e2e::sure::{must, wait_until};
 use drover_testkit::cluster::{Cluster, signal};
 use rustix::process::Signal;
 use serde_json::Value;
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}: not within 20 s");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 fn start(cluster: &Cluster, host: &str) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(cluster.dir().join(format!("{host}.log")));
@@ -56,7 +45,7 @@ async fn hosts_of_ones_own_take_their_nodes_and_come_back() {
     workers[1].wait().unwrap();
     workers[1] = start(&cluster, "h2");
     let now = workers[1].id();
-    wait_for("the next generation of node 1", || nodes(&cluster, &swarm)[1]["pid"] == now);
+    wait_until("the next generation of node 1", || nodes(&cluster, &swarm)[1]["pid"] == now);
     let said = must(ok(&cluster, &["inject", &swarm, "--prompt", "still there"]));
     assert_eq!(said.stdout.matches("still there").count(), 2, "{}", said.stdout);
     assert_eq!(nodes(&cluster, &swarm)[0]["pid"], before[0]["pid"], "the other one was left alone");

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, ok};
+use drover_e2e::sure::must;
 use drover_testkit::cluster::{Cluster, processes_of};
 use drover_testkit::{skip, this_test};
 
@@ -19,10 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// States in the kernel's tables: a socket that takes connections, and an unconnected one of UDP.
 const LISTENING: &str = "0A";
 const UNCONNECTED: &str = "07";
-
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 /// What a shell of this user prints.
 fn says(uid: u32, script: &str) -> String {

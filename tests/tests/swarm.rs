@@ -4,15 +4,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use drover_e2e::cli::{json, json_lines, ok, run};
+use drover_e2e::sure::must;
 use drover_service::process;
 use drover_testkit::cluster::{Cluster, DAEMONS, processes_of, program, scratch_dir, signal};
 use rustix::process::Signal;
 use serde_json::Value;
-
-/// Fails the test with the whole chain of causes.
-fn must<T>(result: anyhow::Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error:#}"))
-}
 
 fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
