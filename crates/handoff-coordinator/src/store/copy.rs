@@ -20,9 +20,8 @@ pub struct IncomingCopy {
     announced: u64,
 }
 
-/// Bytes that may wait for the disk. Few: a turn of another session waits behind them on the same disk, and at the end, while nobody can be
-/// served, there is little left to wait for.
-const UNSYNCED: u64 = 512 << 10;
+/// Bytes that may wait for the disk: at the end, while nobody can be served, there is little left to wait for.
+const UNSYNCED: u64 = 8 << 20;
 
 impl IncomingCopy {
     /// Goes on from what an earlier attempt left, unless it is to be `fresh`. A copy that cannot be read is begun anew.
